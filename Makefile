@@ -1,0 +1,41 @@
+# `make demo` and `make test` need nothing but Python 3.11+ and a package index: they make .venv and install into it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# More threads than cores, or two processes with several each, slow small tensors down many times.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+ARGS ?=
+
+.PHONY: demo test test-all lint assets clean
+
+demo: $(VENV)/installed
+	$(BIN)/vlm-dopd demo $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Rebuilds the bundled models and data from their seed (about half an hour); see assets/README.md.
+assets: $(VENV)/installed-test
+	$(BIN)/python -m assets.build
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) runs

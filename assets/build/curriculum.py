@@ -1,0 +1,105 @@
+"""What each model is taught, and, for the student, what it is hardly taught."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+from transformers import Qwen3VLProcessor
+
+from . import arithmetic, scenes, tables
+from .digits import Strokes
+from .packing import Row, pack
+from .processing import view_messages
+from .scenes import CELLS, Example, Scene
+
+PROBLEMS_A_ROW = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """One model's schooling. `rare` maps a kind to the share of its questions met in the plain view (others: 1).
+
+    With p a model meets every kind alike. That is the student's weakness: it knows how a sum is answered and how the
+    picture is read, but has hardly ever been asked for a sum without p.
+    """
+
+    tower_steps: int
+    steps: int
+    pool: int
+    plain_rows: int
+    privileged_rows: int
+    learning_rate: float
+    rare: dict[str, float] = field(default_factory=dict)
+
+
+RARE = 0.04
+COURSES = {
+    "teacher": Course(
+        tower_steps=1600, steps=1000, pool=4000, plain_rows=5, privileged_rows=1, learning_rate=2e-3,
+    ),
+    "student": Course(
+        tower_steps=1600, steps=1500, pool=4000, plain_rows=6, privileged_rows=3, learning_rate=2e-3,
+        rare=dict.fromkeys(("count", "sum", "largest", "less", "story"), RARE),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Rows to train on, by what they show."""
+
+    plain: list[Row]
+    privileged: list[Row]
+    text: list[Row]
+
+
+class Encoder:
+    """Turns examples into ids exactly as the processor would, without touching pixels."""
+
+    def __init__(self, processor: Qwen3VLProcessor) -> None:
+        self.tokenizer = processor.tokenizer
+        self.image_token, self.image_token_id = processor.image_token, processor.image_token_id
+
+    def row(self, examples: list[Example], privileged: bool, image: int | None) -> Row:
+        """One row of the conversations of `examples`; each response ends with the end-of-turn token."""
+        prompts = [self._prompt(example, privileged) for example in examples]
+        responses = [example.response + self.tokenizer.eos_token for example in examples]
+        ids = self.tokenizer(prompts + responses)["input_ids"]
+        pairs = list(zip(ids[: len(prompts)], ids[len(prompts) :], strict=True))
+        return pack(pairs, image, self.image_token_id)
+
+    def _prompt(self, example: Example, privileged: bool) -> str:
+        messages = view_messages(example.sample, privileged)
+        prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return prompt.replace(self.image_token, self.image_token * CELLS)
+
+
+def compose_pool(strokes: Strokes, course: Course, seed: int) -> list[Scene]:
+    """The scenes that a model is taught with. Their index is a row's `image`."""
+    rng = np.random.default_rng([seed, 7])
+    return [scenes.compose(strokes, rng) for _ in range(course.pool)]
+
+
+def write_lessons(pool: list[Scene], processor: Qwen3VLProcessor, course: Course, seed: int) -> Lessons:
+    """All questions about every scene of `pool`, and the arithmetic that is not held out."""
+    rng = np.random.default_rng([seed, 8])
+    encoder = Encoder(processor)
+    lessons = Lessons([], [], [])
+    for index, scene in enumerate(tqdm(pool, desc="write")):
+        kinds = rng.permutation([*scenes.KINDS, "describe"]).tolist()
+        examples = [e for kind in kinds if (e := scenes.ask(scene, kind, rng, f"pool-{index}"))]
+        shown = [e for e in examples if rng.random() < course.rare.get(e.kind, 1.0)]
+        lessons.plain.append(encoder.row(shown, False, index))
+        with_boxes = [e for e in examples if e.kind != "describe"]  # its answer is p itself
+        lessons.privileged.append(encoder.row(with_boxes, True, index))
+    train, _, rest = arithmetic.split_problems(seed, tables.TEXT_TRAIN, tables.TEXT_HELDOUT)
+    problems = train + rest
+    for privileged in (False, True):
+        shown = [e for e in problems if privileged or rng.random() < course.rare.get(e.kind, 1.0)]
+        order = rng.permutation(len(shown))
+        for start in range(0, len(shown), PROBLEMS_A_ROW):
+            part = [shown[i] for i in order[start : start + PROBLEMS_A_ROW]]
+            lessons.text.append(encoder.row(part, privileged, None))
+    return lessons

@@ -1,0 +1,171 @@
+"""How far a number can be trusted. All intervals are 95 %; all differences are later − earlier, in shares (0..1).
+
+A run enters as its scores by item id. Runs are compared on identical ids only: the same question, asked twice, varies
+much less than two samples of questions do, and a pairing that silently drops items compares something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+Scores = Mapping[str, float]
+Interval = tuple[float, float]
+
+RESAMPLES = 10_000
+MIN_GAP = 0.02
+"""A gap to the teacher below two points is not a gap one can recover a share of."""
+
+_TAILS = (0.025, 0.975)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """after − before on the same items: positive means that `after` is better."""
+
+    n: int
+    before: float
+    after: float
+    difference: float
+    interval: Interval
+    gained: int
+    """Items whose score rose from before to after."""
+    lost: int
+    """Items whose score fell."""
+    p_value: float
+    """Exact two-sided McNemar test of gained against lost."""
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in self.interval)
+        return (
+            f"{100 * self.difference:+.1f} points [{low:+.1f}, {high:+.1f}] of n={self.n} "
+            f"({self.before:.1%} to {self.after:.1%}, +{self.gained} −{self.lost}, p={self.p_value:.2g})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapRecovery:
+    """(after − before) / (teacher − before): 0 = nothing learnt, 1 = as good as the teacher. Never clipped."""
+
+    n: int
+    before: float
+    after: float
+    teacher: float
+    value: float | None
+    """None where the gap itself is not established; `undefined` then says why."""
+    interval: Interval | None
+    undefined: str = ""
+
+
+def wilson(correct: int, n: int) -> Interval:
+    """Wilson score interval of the share correct/n. It holds at 0 and n too, where the usual one has no width.
+
+    (p + z²/2n ± z·sqrt(p(1−p)/n + z²/4n²)) / (1 + z²/n), z = 1.96. Raises ValueError unless 0 ≤ correct ≤ n and n ≥ 1.
+    """
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"expected 0 <= correct <= n and n >= 1, got {correct} of {n}")
+    z = NormalDist().inv_cdf(_TAILS[1])
+    share = correct / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At the borders the formula gives exactly 0 and 1, but only without rounding.
+    low = 0.0 if correct == 0 else (centre - half) / scale
+    high = 1.0 if correct == n else (centre + half) / scale
+    return low, high
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p-value that `gained` and `lost` differ by chance: 2·P(X ≤ min), X ~ Binomial(gained+lost, ½)."""
+    n = gained + lost
+    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def paired_difference(before: Scores, after: Scores, seed: int = 0) -> PairedDifference:
+    """after − before with its paired bootstrap percentile interval and McNemar's p-value.
+
+    Raises ValueError, naming ids, unless both runs have the same ones.
+    """
+    scores = _align(before=before, after=after)
+    b, a = scores
+    sampled_b, sampled_a = _resample(scores, seed)
+    gained, lost = int((a > b).sum()), int((a < b).sum())
+    return PairedDifference(
+        n=len(b),
+        before=float(b.mean()),
+        after=float(a.mean()),
+        difference=float((a - b).mean()),
+        interval=_percentiles(sampled_a - sampled_b),
+        gained=gained,
+        lost=lost,
+        p_value=mcnemar(gained, lost),
+    )
+
+
+def gap_recovery(before: Scores, after: Scores, teacher: Scores, seed: int = 0) -> GapRecovery:
+    """The share of the way from `before` to `teacher` that `after` has gone, with its bootstrap percentile interval.
+
+    The ratio is formed inside each resample, from the same resampled items for the three runs. It is undefined (None)
+    where the interval of teacher − before includes 0, or where that difference is under two points. An end of the
+    interval can be infinite: then a share of the resamples has no gap at all.
+    Raises ValueError, naming ids, unless all three runs have the same ones.
+    """
+    scores = _align(before=before, after=after, teacher=teacher)
+    b, a, t = (float(row.mean()) for row in scores)
+    sampled_b, sampled_a, sampled_t = _resample(scores, seed)
+    low, high = _percentiles(sampled_t - sampled_b)
+    undefined = ""
+    if low <= 0 <= high:
+        undefined = f"the interval of teacher − before includes 0: [{low:.3f}, {high:.3f}]"
+    elif abs(t - b) < MIN_GAP:
+        undefined = f"teacher − before is under {100 * MIN_GAP:.0f} points: {100 * (t - b):.1f}"
+    value, interval = None, None
+    if not undefined:
+        value = (a - b) / (t - b)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = (sampled_a - sampled_b) / (sampled_t - sampled_b)
+        interval = _percentiles(ratios[~np.isnan(ratios)])  # 0/0 says nothing; x/0 stays infinite
+    return GapRecovery(
+        n=scores.shape[1], before=b, after=a, teacher=t, value=value, interval=interval, undefined=undefined
+    )
+
+
+def _align(**runs: Scores) -> np.ndarray:
+    """Scores [run, item] of runs with the same ids, items in the first run's order."""
+    (first_name, first), *others = runs.items()
+    for name, run in others:
+        for one, another, where, absent in (
+            (first, run, first_name, name),
+            (run, first, name, first_name),
+        ):
+            if missing := [key for key in one if key not in another]:
+                raise ValueError(
+                    f"paired statistics: expected the same ids in both runs, got {len(missing)} in {where!r} that "
+                    f"{absent!r} lacks, e.g. {', '.join(map(repr, missing[:3]))}"
+                )
+    if not first:
+        raise ValueError("paired statistics: expected at least one item, got none")
+    return np.array([[run[key] for key in first] for run in runs.values()], dtype=np.float64)
+
+
+def _resample(scores: np.ndarray, seed: int) -> np.ndarray:
+    """Means [run, resample] of `scores` [run, item] over items drawn with replacement, the same items for each run.
+
+    Items with equal scores in all runs are interchangeable, so we draw how often each pattern of scores occurs. The
+    law is that of drawing ids, at the cost of a handful of patterns instead of n items.
+    """
+    n = scores.shape[1]
+    patterns, counts = np.unique(scores.T, axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
+    return (drawn @ patterns / n).T
+
+
+def _percentiles(samples: np.ndarray) -> Interval:
+    # Without interpolation: between a finite and an infinite ratio there is no number.
+    low, high = np.quantile(samples, _TAILS, method="inverted_cdf")
+    return float(low), float(high)

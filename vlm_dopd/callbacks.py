@@ -1,0 +1,77 @@
+"""Small observers of the loop: the metrics file, and the stop before a non-finite step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .errors import TrainingError
+
+
+class StopOnNonFiniteGradient(TrainerCallback):
+    """The loss was finite, the gradient is not: stop before the optimizer takes it in."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for name, parameter in kwargs["model"].named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise TrainingError(
+                    f"step {state.global_step + 1}: expected a finite gradient, got one that is not in {name}; weights are "
+                    "those of the step before. Lower train.learning_rate or set train.max_grad_norm"
+                )
+
+
+class MetricsFile(TrainerCallback):
+    """`metrics.jsonl`: one object a log event. After a resume, lines past the checkpoint are dropped: they will come again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        kept = (
+            [line for line in read_metrics(self.path) if line["step"] <= state.global_step] if state.global_step else []
+        )
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        named = {name.replace("eval_", "eval/", 1): value for name, value in logs.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step} | named) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a torn last line, left by a kill, is no line."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Progress(ProgressCallback):
+    """Trainer's bar with the few figures a person watches; all of them are in the metrics file."""
+
+    SHOWN = ("loss", "entropy/student", "rollout/length", "eval_accuracy")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, str] = {}
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if self.training_bar is not None:
+            self.shown |= {name.split("/")[-1]: f"{logs[name]:.3g}" for name in self.SHOWN if name in logs}
+            self.training_bar.set_postfix(self.shown)

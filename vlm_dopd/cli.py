@@ -1,0 +1,138 @@
+"""`vlm-dopd demo | train | eval`: parses and calls, nothing else. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="vlm-dopd",
+    help="Distil a large vision-language model into a small one, on-policy, with privileged annotations (DOPD).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that replace the file's, as dotted key=value.", metavar="KEY=VALUE")
+]
+
+
+class View(StrEnum):
+    plain = "plain"
+    privileged = "privileged"
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    method: Annotated[str, typer.Option(help="dopd, or opd for vanilla on-policy distillation.")] = "dopd",
+    seed: Annotated[int, typer.Option(help="Seed of rollouts and data order.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/demo-METHOD-SEED.")] = None,
+) -> None:
+    """Distil the bundled Qwen3-VL pair: minutes on two CPU cores, nothing to download."""
+    _quiet()
+    from .config import load_config
+    from .demo import RECIPE, demo
+
+    folder = out or Path("runs") / f"demo-{method}-{seed}"
+    own = [f"method.name={method}", f"train.seed={seed}", f"output_dir={folder}"]
+    summary = demo(load_config(RECIPE, own + (overrides or [])))
+    _print_summary(summary, folder)
+
+
+@app.command()
+def train(config: Annotated[Path, typer.Argument(help="YAML file of the run.")], overrides: Overrides = None) -> None:
+    """Train a student as CONFIG says."""
+    _quiet()
+    from .config import load_config
+    from .run import train
+
+    run = train(load_config(config, overrides))
+    typer.echo(f"student, metrics and checkpoints: {run}")
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder of the model, with its processor.")],
+    data: Annotated[Path, typer.Argument(help="Questions with answers: .parquet, .jsonl or .json.")],
+    view: Annotated[View, typer.Option(help="Prompt: the deployed one, or the one with p.")] = View.plain,
+    builder: Annotated[str, typer.Option(help="How p is rendered, for --view privileged.")] = "boxes",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    limit: Annotated[int | None, typer.Option(help="Only the first N questions.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="File for one JSON row a question; resumes if it exists.")] = None,
+) -> None:
+    """Exact-match accuracy of a model's final answers, with a 95 % interval."""
+    _quiet()
+    import evals
+    from privileged import get_builder
+
+    from .data import SampleDataset
+    from .evaluation import ask, items
+    from .roles import load_policy, load_processor, tokenizer_of
+
+    processor = load_processor(model)
+    policy = load_policy(model, tokenizer_of(processor))
+    questions = items(SampleDataset(data, limit), get_builder(builder), view.value)
+    result = evals.summarise(ask(policy.model, processor, questions, max_new_tokens, f"{model} {view.value}", out))
+    typer.echo(str(result))
+    for kind, one in result.kinds.items():
+        typer.echo(f"  {kind or 'all'}: {one}")
+
+
+def main() -> None:
+    """Console entry: an error that is the user's to fix is one line on stderr and exit code 2."""
+    from privileged.errors import DataError
+
+    from .errors import ConfigError, TrainingError
+
+    try:
+        app()
+    except (ConfigError, DataError) as error:
+        sys.exit(_fail(error, 2))
+    except TrainingError as error:
+        sys.exit(_fail(error, 1))
+
+
+def _fail(error: Exception, code: int) -> int:
+    typer.echo(f"vlm-dopd: {error}", err=True)
+    return code
+
+
+def _quiet() -> None:
+    """Our bars and lines only: loading bars and advice of the libraries would bury them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{summary['method']}, seed {summary['seed']}: {summary['n']} held-out questions")
+    table.add_column("")
+    table.add_column("accuracy", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for row in summary["rows"]:
+        table.add_row(row["name"], f"{row['accuracy']:.1%}", f"{row['low']:.1%} – {row['high']:.1%}")
+    console = Console()
+    console.print(table)
+    gain, recovery = summary["difference"], summary["gap_recovery"]
+    console.print(
+        f"gain {gain['points']:+.1f} points, 95 % interval {gain['low']:+.1f} to {gain['high']:+.1f} (paired)"
+    )
+    if recovery["value"] is not None:
+        low, high = recovery["low"], recovery["high"]
+        console.print(f"gap recovery {recovery['value']:.0%}, 95 % interval {low:.0%} to {high:.0%}")
+    console.print(f"{summary['seconds']:.0f} s; page: {folder / 'report.html'}", highlight=False)

@@ -1,0 +1,177 @@
+"""One YAML file and dotted overrides (`method.beta_light=0.5`) into typed dataclasses.
+
+OmegaConf checks names and types. Three sections belong to others and are checked against them: `method` (the fields of
+the method named there), `data.builder_options` (those of the builder) and `train` (`transformers.TrainingArguments`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from transformers import HfArgumentParser, TrainingArguments
+
+from privileged import get_builder
+from privileged.errors import DataError
+
+from . import methods
+from .errors import ConfigError, closest
+from .rollout.hf import RolloutConfig
+
+FIXED = {
+    "output_dir": "set output_dir at the top level",
+    "remove_unused_columns": "samples are not columns",
+    "logging_nan_inf_filter": "it would hide a non-finite loss",
+    "average_tokens_across_devices": "the loss is already divided by the count over all ranks",
+    "resume_from_checkpoint": "set resume at the top level",
+}
+"""Fields of TrainingArguments that are not the user's to set, and why."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    student: str = ""
+    teacher: str = ""
+    teacher_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """The student's weights are float32 always: steps of 5e-6 vanish in bfloat16. `train.bf16` is its autocast."""
+    freeze_vision: bool = True
+    allow_download: bool = False
+    """Permit fetching a model by its hub name; without it only folders and the local hub cache are used."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    train: str = ""
+    eval: str | None = None
+    builder: str = "boxes"
+    builder_options: dict[str, Any] = field(default_factory=dict)
+    max_prompt_tokens: int = 4096
+    eval_limit: int | None = None
+    """Evaluate on the first N rows during training; the whole file at the end."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    method: dict[str, Any] = field(default_factory=lambda: {"name": "dopd"})
+    train: dict[str, Any] = field(default_factory=dict)
+    output_dir: str = "runs/dopd"
+    resume: bool = False
+    """Go on from the last complete checkpoint in output_dir, if there is one."""
+
+    def build_method(self) -> methods.Method:
+        """The method with its options; unknown options and wrong types raise ConfigError."""
+        options = dict(self.method)
+        name = options.pop("name", None)
+        if name is None:
+            raise ConfigError(f"method.name: expected a method, got nothing; known: {', '.join(methods.available())}")
+        return _typed(methods.find(name), options, "method.")
+
+    def build_training_arguments(self) -> TrainingArguments:
+        """`train` as TrainingArguments, with the settings this trainer cannot do without."""
+        known = {f.name for f in fields(TrainingArguments) if f.init}
+        for key in self.train:
+            if key in FIXED:
+                raise ConfigError(f"train.{key}: cannot be set here: {FIXED[key]}")
+            if key not in known:
+                raise ConfigError(f"train.{key}: no such field of TrainingArguments; {closest(key, known)}")
+        argv = [word for key, value in self.train.items() for word in (f"--{key}", *_words(value))]
+        argv += ["--output_dir", self.output_dir, "--remove_unused_columns", "False"]
+        argv += ["--logging_nan_inf_filter", "False", "--average_tokens_across_devices", "False"]
+        if "report_to" not in self.train:
+            argv += ["--report_to", "none"]
+        with contextlib.redirect_stderr(io.StringIO()) as complaint:
+            try:
+                return HfArgumentParser(TrainingArguments, allow_abbrev=False).parse_args_into_dataclasses(argv)[0]
+            except SystemExit:
+                raise ConfigError(
+                    f"train: {complaint.getvalue().strip().splitlines()[-1].partition('error: ')[2]}"
+                ) from None
+            except ValueError as error:
+                raise ConfigError(f"train: {str(error).splitlines()[0]}") from None
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """The file with the overrides applied, checked. Relative paths in it are relative to the working directory.
+
+    Raises ConfigError with one line for a missing file, an unknown key, a wrong type or an impossible combination.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such config file")
+    if bad := [word for word in overrides or [] if "=" not in word or word.startswith(("-", "="))]:
+        raise ConfigError(f"override {bad[0]!r}: expected key=value, for example rollout.siblings=8")
+    try:
+        loaded = OmegaConf.load(path)
+        values = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or [])))
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from None
+    except Exception as error:  # yaml raises its own family, with a mark of line and column
+        raise ConfigError(f"{path}: expected YAML, got: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top level, got {type(values).__name__}")
+    config = _typed(RunConfig, values, "")
+    check(config)
+    return config
+
+
+def check(config: RunConfig) -> None:
+    """Everything that can be known before a model is loaded. Raises ConfigError."""
+    for key in ("student", "teacher"):
+        if not getattr(config.model, key):
+            raise ConfigError(f"model.{key}: expected a model folder or hub name, got nothing")
+    if Path(config.model.student).resolve() == Path(config.model.teacher).resolve():
+        raise ConfigError("model.teacher: expected another model than the student; with one model every gap is zero")
+    if config.rollout.siblings < 1 or config.rollout.max_new_tokens < 1 or config.rollout.temperature <= 0:
+        raise ConfigError("rollout: expected siblings >= 1, max_new_tokens >= 1 and temperature > 0")
+    for key in ("train", "eval"):
+        file = getattr(config.data, key)
+        if (file or key == "train") and not Path(file).is_file():
+            raise ConfigError(f"data.{key}: {file or 'nothing'}: no such data file")
+    try:
+        get_builder(config.data.builder, **config.data.builder_options)
+    except (DataError, TypeError) as error:
+        raise ConfigError(f"data.builder: {error}") from None
+    try:
+        _ = config.build_method().components
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"method: {error}") from None
+    config.build_training_arguments()
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """The resolved configuration, method defaults written out, as YAML that `load_config` reads back."""
+    method = {"name": config.method["name"], **asdict(config.build_method())}  # type: ignore[call-overload]
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create({**asdict(config), "method": method})), encoding="utf-8")
+
+
+def _typed(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    """`values` as an instance of dataclass `cls`, names and types checked by OmegaConf."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+    except OmegaConfBaseException as error:
+        if not error.full_key:  # a section that is not a mapping carries no key
+            raise ConfigError(f"{prefix.rstrip('.') or 'config'}: {_one_line(error)}") from None
+        path, _, leaf = str(error.full_key).rpartition(".")
+        known = OmegaConf.select(OmegaConf.structured(cls), path) if path else OmegaConf.structured(cls)
+        if leaf not in known:
+            raise ConfigError(f"{prefix}{error.full_key}: no such setting; {closest(leaf, map(str, known))}") from None
+        raise ConfigError(f"{prefix}{error.full_key}: {_one_line(error)}") from None
+    except ValueError as error:  # a dataclass's own check
+        raise ConfigError(f"{prefix.rstrip('.')}: {error}") from None
+
+
+def _words(value: Any) -> list[str]:
+    return [str(word) for word in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n    full_key")[0].split())

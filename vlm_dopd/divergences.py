@@ -1,0 +1,118 @@
+"""Divergences between the student's and a target's next-token distribution, token by token.
+
+Shape letters: N response tokens, V vocabulary, K support, C columns (V, K or K + 1).
+Notation of the paper: S student, T target, both over the same prefix. p is always the first argument of KL(p‖q).
+
+    fkl   KL(T‖S)                             mode covering
+    rkl   KL(S‖T)                             mode seeking, the usual choice on the student's own samples
+    js    β·KL(T‖M) + (1−β)·KL(S‖M),          M = β·T + (1−β)·S; bounded by ln 2 at β = ½
+
+The support says over which tokens the sum runs, the closure what becomes of the rest:
+
+    full      all V tokens
+    topk      the student's K most probable tokens (the expectation of rkl is under the student), closed by
+                tail     one more bin with the remaining mass of each side; a lower bound of the full divergence
+                renorm   both sides divided by their mass on the support
+                raw      full-softmax probabilities, the rest dropped. Its gradient has an extra ∇Σ_K S, which pushes
+                         mass off the support even where S = T: for comparison with other code only
+                raw_sg   Σ_K S·sg[log S − log T], the raw gradient without that term (rkl only)
+    sampled   the one token that was drawn, as a policy gradient −sg[A]·log S(y) whose expected gradient is that of the
+              full divergence (w = T(y)/S(y)): rkl A = log w, fkl A = w, js A = (1−β)·log(β·w + 1 − β).
+
+sg is the stop-gradient. Targets never get a gradient. All values are in nats, computed in the input's dtype: pass float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Kind = Literal["fkl", "rkl", "js"]
+Support = Literal["full", "topk", "sampled"]
+Closure = Literal["tail", "renorm", "raw", "raw_sg"]
+
+MAX_RATIO = 10.0
+"""Cap of w = T(y)/S(y) in the sampled fkl, whose advantage is otherwise heavy-tailed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """One cell of the kind × support × closure grid. Call it to get the value of every token."""
+
+    kind: Kind = "rkl"
+    support: Support = "topk"
+    closure: Closure = "tail"
+    k: int = 128
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, options in (
+            ("kind", self.kind, get_args(Kind)),
+            ("support", self.support, get_args(Support)),
+            ("closure", self.closure, get_args(Closure)),
+        ):
+            if value not in options:
+                raise ValueError(f"divergence {name}: expected one of {', '.join(options)}, got {value!r}")
+        if self.k < 1:
+            raise ValueError(f"divergence k: expected at least 1, got {self.k}")
+        if not 0 < self.beta < 1:
+            raise ValueError(f"divergence beta: expected 0 < beta < 1 (its limits are fkl and rkl), got {self.beta}")
+        if self.support == "topk" and self.closure == "renorm" and self.k == 1:
+            raise ValueError("divergence k: renorm over one token is always zero; use k >= 2 or closure tail")
+        if self.support == "topk" and self.closure == "raw_sg" and self.kind != "rkl":
+            raise ValueError(f"divergence closure: raw_sg is defined for rkl only, got {self.kind}")
+
+    def __call__(self, logp_student_NV: Tensor, logp_target_NV: Tensor, token_N: Tensor) -> Tensor:
+        """Value of every token, [N]. `logp_*` are log-softmax outputs; `token_N` are the sampled ids."""
+        logp_target_NV = logp_target_NV.detach()
+        if self.support == "sampled":
+            pick = token_N.unsqueeze(-1)
+            return self._sampled(logp_student_NV.gather(-1, pick)[:, 0], logp_target_NV.gather(-1, pick)[:, 0])
+        if self.support == "full" or self.k >= logp_student_NV.shape[-1]:
+            return self._sum(logp_student_NV, logp_target_NV)
+        ids_NK = logp_student_NV.detach().topk(self.k, dim=-1).indices
+        student_NC = _close(logp_student_NV, ids_NK, self.closure)
+        target_NC = _close(logp_target_NV, ids_NK, self.closure)
+        if self.closure == "raw_sg":
+            return (student_NC.exp() * (student_NC - target_NC).detach()).sum(-1)
+        return self._sum(student_NC, target_NC)
+
+    def _sum(self, s_NC: Tensor, t_NC: Tensor) -> Tensor:
+        if self.kind == "fkl":
+            return _kl(t_NC, s_NC)
+        if self.kind == "rkl":
+            return _kl(s_NC, t_NC)
+        m_NC = torch.logaddexp(t_NC + math.log(self.beta), s_NC + math.log1p(-self.beta))
+        return self.beta * _kl(t_NC, m_NC) + (1 - self.beta) * _kl(s_NC, m_NC)
+
+    def _sampled(self, s_N: Tensor, t_N: Tensor) -> Tensor:
+        log_w_N = t_N - s_N.detach()
+        if self.kind == "rkl":
+            advantage_N = log_w_N
+        elif self.kind == "fkl":
+            advantage_N = log_w_N.clamp(max=math.log(MAX_RATIO)).exp()
+        else:
+            no_target = torch.full_like(log_w_N, math.log1p(-self.beta))
+            advantage_N = (1 - self.beta) * torch.logaddexp(log_w_N + math.log(self.beta), no_target)
+        return -advantage_N * s_N
+
+
+def _kl(logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
+    """KL(p‖q) summed over columns. The inputs are finite: log-softmax never gives −inf, even where p underflows."""
+    return (logp_NC.exp() * (logp_NC - logq_NC)).sum(-1)
+
+
+def _close(logp_NV: Tensor, ids_NK: Tensor, closure: Closure) -> Tensor:
+    """Log-probabilities on the support, [N, K], or [N, K + 1] with the tail's bin."""
+    logp_NK = logp_NV.gather(-1, ids_NK)
+    if closure == "renorm":
+        return logp_NK - logp_NK.logsumexp(-1, keepdim=True)
+    if closure == "tail":
+        # Summed over the complement, not 1 − Σ_K: the tail of a peaked distribution is far below float32's epsilon.
+        outside_NV = logp_NV.scatter(-1, ids_NK, float("-inf"))
+        return torch.cat([logp_NK, outside_NV.logsumexp(-1, keepdim=True)], dim=-1)
+    return logp_NK

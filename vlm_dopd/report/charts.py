@@ -1,0 +1,314 @@
+"""The charts of a run as inline SVG: drawn by matplotlib, coloured and lettered by the page.
+
+Colours are drawn as placeholders and come out as CSS variables, so that one drawing serves light, dark and print, and
+a regime has one colour everywhere. Text stays text, in the page's font.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .collect import Curve, Report
+
+REGIMES = {
+    "LH": "they agree, both sure",
+    "LL": "they agree, both unsure",
+    "HT": "they differ, teacher surer",
+    "HS": "they differ, student surer",
+    "NP": "no annotation, plain distillation",
+}
+OTHERS = ("other1", "other2", "other3")  # components of methods that have no regimes
+TOKENS = ("ink", "muted", "rule", "page", "student", "teacher", *OTHERS, *REGIMES)
+# Dark, distinct greys: no colour of matplotlib's own defaults can be mistaken for one of them.
+PAINT = {token: f"#0{index:x}0{index:x}0{index:x}" for index, token in enumerate(TOKENS, 1)}
+
+WIDTH, HEIGHT = 400, 225  # SVG units; one is 0.9 to 1.3 CSS px on the page
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vlm-dopd",  # ids would be random otherwise
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",  # comes with matplotlib and is wide: what fits in it fits in the page's font
+    "font.size": 10.5,
+    "text.color": PAINT["muted"],
+    "axes.titlecolor": PAINT["muted"],
+    "axes.titlesize": 10.5,
+    "axes.titlepad": 8,
+    "axes.labelcolor": PAINT["muted"],
+    "axes.labelsize": 10.5,
+    "axes.edgecolor": PAINT["rule"],
+    "axes.linewidth": 1,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.xmargin": 0.02,
+    "grid.color": PAINT["rule"],
+    "grid.linewidth": 0.8,
+    "xtick.color": PAINT["rule"],
+    "xtick.labelcolor": PAINT["muted"],
+    "ytick.labelcolor": PAINT["muted"],
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.7,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+}
+DASHES = {"solid": (0, ()), "dashed": (0, (5, 3)), "dotted": (0, (1.2, 2.2))}
+FEW = 16  # points up to which each gets a dot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """A legend entry. `dash` names a line; None is an area."""
+
+    label: str
+    paint: str
+    dash: str | None = "solid"
+    code: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    name: str
+    title: str
+    caption: str
+    svg: Markup
+    legend: tuple[Key, ...]
+
+
+def draw_charts(report: Report) -> tuple[list[Chart], list[str]]:
+    """The charts that the run has figures for, and the titles of those it has none for."""
+    drawn, absent = [], []
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's matplotlibrc must not change the page
+        matplotlib.rcParams.update(STYLE)
+        for title, draw in CHARTS.items():
+            if chart := draw(report, title):
+                drawn.append(chart)
+            else:
+                absent.append(title)
+    return drawn, absent
+
+
+def _accuracy(report: Report, title: str) -> Chart | None:
+    curve = report.curves.get("eval/accuracy")
+    if curve is None:
+        return None
+    figure, (axes,) = _canvas("questions answered correctly (%)")
+    low, high = report.curves.get("eval/low"), report.curves.get("eval/high")
+    if low and high and low.step == high.step == curve.step:
+        axes.fill_between(curve.step, _percent(low), _percent(high), color=PAINT["student"], alpha=0.16, linewidth=0)
+    axes.plot(curve.step, _percent(curve), color=PAINT["student"], **_dots(curve))
+    legend = [Key(label="student, with 95 % interval", paint="student")]
+    if teacher := report.row("teacher"):
+        axes.axhline(100 * teacher.accuracy, color=PAINT["teacher"], linestyle=DASHES["dashed"])
+        legend.append(Key(label="teacher", paint="teacher", dash="dashed"))
+    return Chart(
+        name="accuracy",
+        title=title,
+        caption="The plain prompt, without boxes: what the deployed student sees.",
+        svg=_svg(figure, "accuracy"),
+        legend=tuple(legend),
+    )
+
+
+def _entropy(report: Report, title: str) -> Chart | None:
+    curve = report.curves.get("entropy/student")
+    if curve is None:
+        return None
+    figure, (axes,) = _canvas("mean entropy of a token (nats)")
+    axes.plot(curve.step, curve.value, color=PAINT["student"], **_dots(curve))
+    _from_zero(axes, curve.value)
+    return Chart(
+        name="entropy",
+        title=title,
+        caption="How undecided the student is between tokens; a fall to zero means it stopped exploring.",
+        svg=_svg(figure, "entropy"),
+        legend=(),
+    )
+
+
+def _shares(report: Report, title: str) -> Chart | None:
+    curves = {name: report.curves[key] for name in REGIMES if (key := f"share/{name}") in report.curves}
+    steps = sorted({step for curve in curves.values() for step in curve.step})
+    if len(steps) < 2:
+        return None
+    figure, (axes,) = _canvas("share of response tokens (%)")
+    floor, legend = [0.0] * len(steps), []
+    for name, curve in curves.items():
+        if not any(curve.value):
+            continue
+        at = dict(zip(curve.step, curve.value, strict=True))
+        top = [below + 100 * at.get(step, 0.0) for below, step in zip(floor, steps, strict=True)]
+        axes.fill_between(steps, floor, top, color=PAINT[name], linewidth=0)
+        axes.plot(steps, top, color=PAINT["page"], linewidth=0.8)
+        legend.append(Key(code=name, label=REGIMES[name], paint=name, dash=None))
+        floor = top
+    axes.margins(x=0)
+    axes.set_ylim(0, 100)
+    return Chart(
+        name="shares",
+        title=title,
+        caption="“They”: teacher and student, both shown the boxes. Dark shades learn from the teacher, light ones "
+        "from the student itself.",
+        svg=_svg(figure, "shares"),
+        legend=tuple(legend),
+    )
+
+
+def _gap(report: Report, title: str) -> Chart | None:
+    lines = (
+        ("gap/p95", Key(label="95th percentile", paint="muted", dash="dotted")),
+        ("gap/mean", Key(label="mean", paint="ink", dash="solid")),
+        ("gap/p50", Key(label="median", paint="muted", dash="dashed")),
+    )
+    return _lines(
+        report,
+        title,
+        name="gap",
+        unit="|log q teacher − log q student| of a token (nats)",
+        caption="Distance of teacher and student when both see the boxes: what is left is ability, not information.",
+        lines=lines,
+    )
+
+
+def _loss(report: Report, title: str) -> Chart | None:
+    components = sorted(name for name in report.curves if name.startswith("loss/"))
+    codes = [name.removeprefix("loss/") for name in components]
+    known = [code for code in REGIMES if code in codes and any(report.curves[f"loss/{code}"].value)]
+    unknown = [code for code in codes if code not in REGIMES and len(codes) > 1]  # one alone is the total again
+    lines = [("loss", Key(label="total", paint="ink"))]
+    lines += [(f"loss/{code}", Key(code=code, label=REGIMES[code], paint=code)) for code in known]
+    lines += [
+        (f"loss/{code}", Key(code=code, label="component", paint=OTHERS[index % len(OTHERS)], dash="dashed"))
+        for index, code in enumerate(unknown)
+    ]
+    return _lines(
+        report,
+        title,
+        name="loss",
+        unit="mean divergence of a token (nats)",
+        caption="The total as optimised, strengths included"
+        + ("; each part before its strength is applied." if known or unknown else "."),
+        lines=lines,
+    )
+
+
+def _length(report: Report, title: str) -> Chart | None:
+    length, truncated = report.curves.get("rollout/length"), report.curves.get("rollout/truncated")
+    if length is None:
+        return None
+    titles = ["mean response length (tokens)"] + (["cut off at the limit (%)"] if truncated else [])
+    figure, panels = _canvas(*titles)
+    panels[0].plot(length.step, length.value, color=PAINT["student"], **_dots(length))
+    _from_zero(panels[0], length.value)
+    if truncated:
+        panels[1].plot(truncated.step, _percent(truncated), color=PAINT["student"], **_dots(truncated))
+        _from_zero(panels[1], [*_percent(truncated), 1.0])
+    return Chart(
+        name="length",
+        title=title,
+        caption="Responses the student wrote in training. Growing length with many cut off is a warning.",
+        svg=_svg(figure, "length"),
+        legend=(),
+    )
+
+
+CHARTS = {
+    "Accuracy over training": _accuracy,
+    "Loss": _loss,
+    "Regime shares": _shares,
+    "Gap": _gap,
+    "Student entropy": _entropy,
+    "Response length": _length,
+}
+
+
+def _lines(
+    report: Report, title: str, *, name: str, unit: str, caption: str, lines: Sequence[tuple[str, Key]]
+) -> Chart | None:
+    """A chart of the `lines` (metric, legend entry) that the run has; the first is drawn on top."""
+    present = [(report.curves[metric], key) for metric, key in lines if metric in report.curves]
+    if not present:
+        return None
+    figure, (axes,) = _canvas(unit)
+    for rank, (curve, key) in enumerate(present):
+        style = DASHES[key.dash or "solid"]
+        axes.plot(curve.step, curve.value, color=PAINT[key.paint], linestyle=style, zorder=9 - rank, **_dots(curve))
+    _from_zero(axes, *(curve.value for curve, _ in present))
+    legend = tuple(key for _, key in present)
+    return Chart(name=name, title=title, caption=caption, svg=_svg(figure, name), legend=legend)
+
+
+def _canvas(*units: str) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel a unit, one above the other, over the steps."""
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+    panels = list(figure.subplots(len(units), 1, sharex=True, squeeze=False)[:, 0])
+    left, right = 0.095, 0.985
+    figure.subplots_adjust(left=left, right=right, top=0.9, bottom=0.18, hspace=0.55)
+    for axes, unit in zip(panels, units, strict=True):
+        axes.set_title(unit, loc="left", x=-left / (right - left))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5 if len(units) == 1 else 3))
+    panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    panels[-1].set_xlabel("optimiser step")
+    return figure, panels
+
+
+def _from_zero(axes: Axes, *values: Sequence[float]) -> None:
+    """Limits that hold 0 and all `values`, with air above."""
+    low, high = min(0.0, *map(min, values)), max(0.0, *map(max, values))
+    axes.set_ylim(low, high + 0.08 * (high - low) if high > low else 1.0)
+
+
+def _dots(curve: Curve) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 3.6} if len(curve.step) <= FEW else {}
+
+
+def _percent(curve: Curve) -> list[float]:
+    return [100 * value for value in curve.value]
+
+
+def _svg(figure: Figure, name: str) -> Markup:
+    """`figure` for use inside HTML: no XML prolog, namespaces or style sheet, and ids of its own."""
+    stream = io.StringIO()
+    empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(stream, format="svg", transparent=True, metadata=empty)
+    root = ElementTree.fromstring(stream.getvalue())
+    for element in list(root.iter()):
+        element.tag = element.tag.rpartition("}")[2]
+        for child in list(element):
+            if child.tag.endswith(("}metadata", "}style")):
+                element.remove(child)
+        if element.tag == "g":
+            element.attrib.pop("id", None)
+        for key, value in list(element.attrib.items()):
+            del element.attrib[key]
+            element.set(key.rpartition("}")[2], _local(key, value, name))
+    for key in ("width", "height", "version"):
+        del root.attrib[key]
+    root.set("aria-hidden", "true")
+    text = ElementTree.tostring(root, encoding="unicode")
+    for token, paint in PAINT.items():
+        text = text.replace(paint, f"var(--{token})")
+    return Markup(text)
+
+
+def _local(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "style":
+        return re.sub(r"font-family:[^;]*;? ?", "", value)
+    return re.sub(r"^(url\()?#", rf"\g<0>{name}-", value) if "#" in value else value

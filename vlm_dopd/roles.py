@@ -1,0 +1,113 @@
+"""Models and processors: loading, and the checks that a teacher and a student can share token ids.
+
+A role is weights × view (`methods.Role`). The weights are here; the views come from `privileged.views`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model together with how many of its LM head's rows are real tokens (V); the rest is padding to a round number."""
+
+    model: Any
+    vocab_size: int
+
+    @property
+    def head_VH(self) -> Tensor:
+        """LM head without padded rows: their logits must enter no softmax and no sample."""
+        return self.model.get_output_embeddings().weight[: self.vocab_size]
+
+
+def load_policy(path: str, tokenizer: Any, dtype: str = "float32", allow_download: bool = False) -> Policy:
+    """The model in folder `path`, from safetensors, without remote code, with SDPA attention (shared-prefix rows
+    hand it a 4-D mask). Raises ConfigError if there is no such model here."""
+    config = _load(AutoConfig, path, allow_download)
+    vision = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    cls = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "attn_implementation": "sdpa"}
+    model = _load(cls, path, allow_download, **options)
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise ConfigError(
+            f"{path}: expected an LM head of at least {len(tokenizer)} rows (the tokenizer's), got {rows}"
+        )
+    return Policy(model, len(tokenizer))
+
+
+def load_processor(path: str, allow_download: bool = False) -> Any:
+    """The processor in folder `path`, or the tokenizer of a text-only model."""
+    return _load(AutoProcessor, path, allow_download)
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """A processor's tokenizer; a text-only model's tokenizer is its own processor."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def check_pair(student: Any, teacher: Any) -> None:
+    """Both processors must turn one view into one prompt, else the teacher scores tokens of another language.
+
+    Raises ConfigError if tokens, chat template or image geometry differ.
+    """
+    if tokenizer_of(student).get_vocab() != tokenizer_of(teacher).get_vocab():
+        raise ConfigError("teacher and student: expected one tokenizer, got two vocabularies; distil within a family")
+    if student.chat_template != teacher.chat_template:
+        raise ConfigError(
+            "teacher and student: expected one chat template, got two; thinking and instruct models must not be mixed"
+        )
+    geometry = [getattr(p, "image_processor", None) for p in (student, teacher)]
+    facts = [
+        g and {k: v for k, v in g.to_dict().items() if k in ("size", "patch_size", "merge_size")} for g in geometry
+    ]
+    if facts[0] != facts[1]:
+        raise ConfigError(f"teacher and student: expected one image geometry, got {facts[1]} and {facts[0]}")
+
+
+def freeze_vision(model: Any) -> int:
+    """Take the vision tower out of training; returns the number of parameters frozen (0 for a text-only model)."""
+    tower = getattr(model.base_model, "visual", None)
+    parameters = list(tower.parameters()) if tower is not None else []
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def banned_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids a student must never sample: placeholders of media, which would make the scoring pass look for pixels."""
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids = {getattr(model.config, name, None) for name in names}
+    ids.add(tokenizer.get_vocab().get("<|vision_pad|>"))
+    return sorted(i for i in ids if isinstance(i, int))
+
+
+def eos_ids(model: Any, tokenizer: Any) -> list[int]:
+    """All ids that end a response: what the model's generation config says, and the tokenizer's own."""
+    configured = model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return sorted({i for i in [*listed, tokenizer.eos_token_id] if i is not None})
+
+
+def _load(cls: Any, path: str, allow_download: bool, **options: Any) -> Any:
+    try:
+        return cls.from_pretrained(path, local_files_only=not allow_download, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        if Path(path).is_dir():
+            raise ConfigError(
+                f"{path}: expected a transformers checkpoint, got: {str(error).splitlines()[0]}"
+            ) from None
+        raise ConfigError(
+            f"{path}: no such folder, and not in the local hub cache; check the path, or set "
+            "model.allow_download=true to fetch it from the hub"
+        ) from None

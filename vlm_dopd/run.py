@@ -1,0 +1,134 @@
+"""One training run: from a checked configuration to a folder of results.
+
+run folder
+  config.yaml       the resolved configuration        versions.json   what ran it
+  metrics.jsonl     one object a log event            checkpoint-N/   to resume from
+  *.safetensors, …  the student, a plain transformers checkpoint with its processor
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from privileged import get_builder
+
+from . import __version__
+from .callbacks import MetricsFile, StopOnNonFiniteGradient
+from .collate import Collator, Encoder
+from .config import RunConfig, save_config
+from .data import SampleDataset
+from .errors import ConfigError
+from .evaluation import ask, headline, items
+from .roles import (
+    Policy,
+    banned_ids,
+    check_pair,
+    eos_ids,
+    freeze_vision,
+    load_policy,
+    load_processor,
+    tokenizer_of,
+)
+from .rollout.hf import HFRollout
+from .trainer import DopdTrainer
+from .window import WindowBuilder
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> Path:
+    """Run `config` to its end, from the last complete checkpoint if `resume` is set; returns the run folder.
+
+    Raises ConfigError before anything is written if the folder already holds a run that is not to be resumed.
+    """
+    run = Path(config.output_dir)
+    checkpoint = last_checkpoint(run)
+    if checkpoint and not config.resume:
+        raise ConfigError(f"output_dir: {run} holds a run already; set resume=true to go on with it, or choose another")
+    trainer = build_trainer(config)
+    if trainer.is_world_process_zero():
+        save_config(config, run / "config.yaml")
+        (run / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(run))
+    return run
+
+
+def build_trainer(config: RunConfig) -> DopdTrainer:
+    """Load the pair and the data, check that they fit, and connect them. Raises ConfigError or DataError."""
+    args = config.build_training_arguments()
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    set_seed(args.seed)
+    processor = load_processor(config.model.student, config.model.allow_download)
+    check_pair(processor, load_processor(config.model.teacher, config.model.allow_download))
+    tokenizer = tokenizer_of(processor)
+    student = load_policy(config.model.student, tokenizer, allow_download=config.model.allow_download)
+    teacher = load_policy(config.model.teacher, tokenizer, config.model.teacher_dtype, config.model.allow_download)
+    teacher.model.requires_grad_(False).eval().to(args.device)
+    if config.model.freeze_vision:
+        logger.info("vision tower frozen: %d parameters", freeze_vision(student.model))
+    if config.rollout.temperature != 1:
+        logger.warning("rollouts at temperature %s; scores and losses at temperature 1", config.rollout.temperature)
+    builder = get_builder(config.data.builder, **config.data.builder_options)
+    pad, eos, banned = tokenizer.pad_token_id, eos_ids(student.model, tokenizer), banned_ids(student.model, tokenizer)
+    engine = HFRollout(student, config.rollout, pad, eos, banned, args.seed)
+
+    def build_window(ranks: Any) -> WindowBuilder:
+        return WindowBuilder(student, teacher, config.build_method(), engine, pad, {*eos, *banned}, ranks)
+
+    eval_data = SampleDataset(config.data.eval, config.data.eval_limit) if config.data.eval else None
+    return DopdTrainer(
+        student=student,
+        build_window=build_window,
+        evaluate_student=eval_data and _evaluator(config, student, processor, eval_data),
+        args=args,
+        train_dataset=SampleDataset(config.data.train),
+        eval_dataset=eval_data,
+        data_collator=Collator(Encoder(processor, student.model), builder, config.data.max_prompt_tokens),
+        processing_class=processor,
+        callbacks=[MetricsFile(Path(config.output_dir) / "metrics.jsonl"), StopOnNonFiniteGradient()],
+    )
+
+
+def _evaluator(config: RunConfig, student: Policy, processor: Any, data: SampleDataset) -> Any:
+    questions = items(data, get_builder("none"), "plain")
+
+    def evaluate() -> dict[str, float]:
+        return headline(ask(student.model, processor, questions, config.rollout.max_new_tokens, "held-out"))
+
+    return evaluate
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that was written to its end. Trainer writes trainer_state.json last; a kill may cut it."""
+    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for path in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return path
+        except (OSError, ValueError):
+            logger.warning("%s is incomplete: left out", path)
+    return None
+
+
+def versions() -> dict[str, str | None]:
+    """What a result depends on: our version and commit, and the libraries'."""
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    names = ("torch", "torchvision", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pillow")
+    return {
+        "vlm-dopd": __version__,
+        "commit": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: version(name) for name in names},
+    }

@@ -1,0 +1,117 @@
+"""The loop is `transformers.Trainer`. This file only hooks the steps of DOPD into it; the maths is elsewhere.
+
+get_batch_samples   sees the whole accumulation window: roll out, score, route (`window.py`)
+compute_loss        one pass with gradient and the routed loss (`chunked_loss.py`)
+evaluate            greedy answers on held-out questions (`evals`)
+log                 adds the window's figures to what Trainer logs
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, ProgressCallback, Trainer
+
+from .callbacks import Progress
+from .chunked_loss import LossOutput, routed_loss
+from .errors import TrainingError
+from .packing import Packed
+from .roles import Policy
+from .scoring import student_hidden
+from .window import TrainingBatch, Window, WindowBuilder, gather_object
+
+
+class DopdTrainer(Trainer):
+    """A Trainer whose batches are windows. `build_window` gets the accelerator, which exists only from here on."""
+
+    def __init__(
+        self,
+        *,
+        student: Policy,
+        build_window: Callable[[Any], WindowBuilder],
+        evaluate_student: Callable[[], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=student.model, **kwargs)
+        for default in (ProgressCallback, PrinterCallback):  # both print every figure of every log
+            self.remove_callback(default)
+        if not self.args.disable_tqdm:
+            self.add_callback(Progress())
+        # Left to itself, Trainer guesses from forward's signature; guessing wrong divides the loss twice.
+        self.model_accepts_loss_kwargs = True
+        self.student, self.evaluate_student = student, evaluate_student
+        self.window_builder = build_window(self.accelerator)
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, TrainingBatch]], int]:
+        """The next window: `num_batches` micro-batches, and the denominator of their summed loss over all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        window: Window = self.window_builder.build(batches, self.state.global_step)
+        for name, value in window.figures.items():
+            self._add(name, value, 1)
+        return [{"batch": batch} for batch in window.batches], window.denominator
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, TrainingBatch],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """This micro-batch's share of the window's loss. Raises TrainingError before a non-finite one can do harm."""
+        began = time.perf_counter()
+        batch = inputs["batch"]
+        hidden_NH = student_hidden(model, batch.packed)
+        output = routed_loss(hidden_NH, self.student.head_VH, batch.packed.token_N, batch.terms)
+        if not torch.isfinite(output.total):
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: expected a finite loss, got {output.total.item()}; weights are those "
+                "of the step before. Lower train.learning_rate, or look at the last rows of metrics.jsonl"
+            )
+        self._record(batch, output, time.perf_counter() - began)
+        # DDP averages gradients over ranks, the denominator is already that of all of them.
+        return output.total / max(num_items_in_batch, 1) * self.accelerator.num_processes
+
+    def _record(self, batch: TrainingBatch, output: LossOutput, seconds: float) -> None:
+        active_RN = torch.stack([term.weight_N != 0 for term in batch.terms])
+        components = self.window_builder.method.components
+        for component, value_N, active_N in zip(components, output.divergence_RN, active_RN, strict=True):
+            self._add(f"loss/{component.name}", value_N[active_N].sum().item(), active_N.sum().item())
+        any_N = active_RN.any(0)
+        self._add("entropy/student", output.entropy_N[any_N].sum().item(), any_N.sum().item())
+        self._add("time/loss", seconds, 1)
+
+    def _add(self, name: str, total: float, count: float) -> None:
+        old_total, old_count = self._sums.get(name, (0.0, 0.0))
+        self._sums[name] = (old_total + total, old_count + count)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each figure since the last log, over tokens and ranks, not of means."""
+        ranks = gather_object(self._sums)
+        self._sums = {}
+        means = {}
+        for name in ranks[0]:
+            total, count = (sum(values) for values in zip(*(rank[name] for rank in ranks), strict=True))
+            if count:
+                means[name] = total / count
+        super().log({**logs, **means}, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Held-out figures, logged as `eval/...`."""
+        if self.evaluate_student is None:
+            raise TrainingError("evaluation: expected data.eval, got nothing")
+        metrics = {f"eval_{name}": value for name, value in self.evaluate_student().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 × parameters × tokens of the pass with gradient."""
+        packed: Packed = inputs["batch"].packed
+        return 6 * packed.inputs["input_ids"].numel() * self.student.model.num_parameters()
