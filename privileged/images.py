@@ -34,7 +34,7 @@ def load_image(source: bytes | str | Path, root: Path, max_pixels: int = MAX_PIX
             width, height = image.size
             if width * height > max_pixels or max(width, height) > MAX_SIDE:
                 raise ImageError(
-                    f"image {name}: expected at most {max_pixels:,} pixels and {MAX_SIDE:,} a side, got {width}x{height}"
+                    f"image {name}: expected at most {max_pixels:,} pixels, {MAX_SIDE:,} a side, got {width}x{height}"
                 )
             image.load()
             return _upright_rgb(image)

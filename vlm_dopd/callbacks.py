@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 from .errors import TrainingError
 
@@ -15,26 +15,22 @@ from .errors import TrainingError
 class StopOnNonFiniteGradient(TrainerCallback):
     """The loss was finite, the gradient is not: stop before the optimizer takes it in."""
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         for name, parameter in kwargs["model"].named_parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 raise TrainingError(
-                    f"step {state.global_step + 1}: expected a finite gradient, got one that is not in {name}; weights are "
-                    "those of the step before. Lower train.learning_rate or set train.max_grad_norm"
+                    f"step {state.global_step + 1}: expected a finite gradient, got one that is not in {name}; the "
+                    "weights are those of the step before. Lower train.learning_rate or set train.max_grad_norm"
                 )
 
 
 class MetricsFile(TrainerCallback):
-    """`metrics.jsonl`: one object a log event. After a resume, lines past the checkpoint are dropped: they will come again."""
+    """`metrics.jsonl`: one object a log event. After a resume, lines past the checkpoint go: they will come again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         kept = (
@@ -42,9 +38,7 @@ class MetricsFile(TrainerCallback):
         )
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         named = {name.replace("eval_", "eval/", 1): value for name, value in logs.items()}
@@ -69,9 +63,7 @@ class Progress(ProgressCallback):
         super().__init__()
         self.shown: dict[str, str] = {}
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.training_bar is not None:
             self.shown |= {name.split("/")[-1]: f"{logs[name]:.3g}" for name in self.SHOWN if name in logs}
             self.training_bar.set_postfix(self.shown)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -75,27 +76,38 @@ class RunConfig:
         return _typed(methods.find(name), options, "method.")
 
     def build_training_arguments(self) -> TrainingArguments:
-        """`train` as TrainingArguments, with the settings this trainer cannot do without."""
+        """`train` as TrainingArguments, with the settings this trainer cannot do without.
+
+        Building them starts devices and process groups, so a run does it once; `check_training_arguments` does not.
+        """
+        parser, words = self._training_words()
+        try:
+            return parser.parse_args_into_dataclasses(words)[0]
+        except ValueError as error:
+            raise ConfigError(f"train: {_one_line(error)}") from None
+
+    def check_training_arguments(self) -> None:
+        """Raises ConfigError for a field that does not exist, is ours to set, or has the wrong type."""
         known = {f.name for f in fields(TrainingArguments) if f.init}
         for key in self.train:
             if key in FIXED:
                 raise ConfigError(f"train.{key}: cannot be set here: {FIXED[key]}")
             if key not in known:
                 raise ConfigError(f"train.{key}: no such field of TrainingArguments; {closest(key, known)}")
-        argv = [word for key, value in self.train.items() for word in (f"--{key}", *_words(value))]
-        argv += ["--output_dir", self.output_dir, "--remove_unused_columns", "False"]
-        argv += ["--logging_nan_inf_filter", "False", "--average_tokens_across_devices", "False"]
-        if "report_to" not in self.train:
-            argv += ["--report_to", "none"]
+        parser, words = self._training_words()
         with contextlib.redirect_stderr(io.StringIO()) as complaint:
             try:
-                return HfArgumentParser(TrainingArguments, allow_abbrev=False).parse_args_into_dataclasses(argv)[0]
+                parser.parse_args(words)
             except SystemExit:
-                raise ConfigError(
-                    f"train: {complaint.getvalue().strip().splitlines()[-1].partition('error: ')[2]}"
-                ) from None
-            except ValueError as error:
-                raise ConfigError(f"train: {str(error).splitlines()[0]}") from None
+                reason = complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+                raise ConfigError(f"train: {reason}") from None
+
+    def _training_words(self) -> tuple[HfArgumentParser, list[str]]:
+        settings = {"report_to": "none", **self.train, "output_dir": self.output_dir}
+        settings |= {"remove_unused_columns": False, "logging_nan_inf_filter": False}
+        settings |= {"average_tokens_across_devices": False}
+        words = [word for key, value in settings.items() if value is not None for word in (f"--{key}", *_words(value))]
+        return HfArgumentParser(cast(Any, TrainingArguments), allow_abbrev=False), words
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -109,7 +121,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raise ConfigError(f"override {bad[0]!r}: expected key=value, for example rollout.siblings=8")
     try:
         loaded = OmegaConf.load(path)
-        values = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or [])))
+        values: Any = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or [])))
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from None
     except Exception as error:  # yaml raises its own family, with a mark of line and column
@@ -144,7 +156,7 @@ def check(config: RunConfig) -> None:
         raise
     except ValueError as error:
         raise ConfigError(f"method: {error}") from None
-    config.build_training_arguments()
+    config.check_training_arguments()
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -170,7 +182,9 @@ def _typed(cls: type, values: dict[str, Any], prefix: str) -> Any:
 
 
 def _words(value: Any) -> list[str]:
-    return [str(word) for word in value] if isinstance(value, list | tuple) else [str(value)]
+    if isinstance(value, dict):
+        return [json.dumps(value)]
+    return [str(word) for word in value] if isinstance(value, list) else [str(value)]
 
 
 def _one_line(error: Exception) -> str:

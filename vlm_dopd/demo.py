@@ -82,7 +82,7 @@ def summarise(config: RunConfig, predictions: dict[str, list[evals.Prediction]],
     kinds = {name: evals.summarise(predictions[name]).kinds for name in ("before", "after", "teacher")}
     return {
         "method": config.method["name"],
-        "seed": config.build_training_arguments().seed,
+        "seed": config.train.get("seed"),
         "n": len(before),
         "seconds": round(seconds, 1),
         "rows": [{"name": row.title, **headline(predictions[name])} for name, row in ROWS.items()],

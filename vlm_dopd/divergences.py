@@ -19,7 +19,7 @@ The support says over which tokens the sum runs, the closure what becomes of the
     sampled   the one token that was drawn, as a policy gradient −sg[A]·log S(y) whose expected gradient is that of the
               full divergence (w = T(y)/S(y)): rkl A = log w, fkl A = w, js A = (1−β)·log(β·w + 1 − β).
 
-sg is the stop-gradient. Targets never get a gradient. All values are in nats, computed in the input's dtype: pass float32.
+sg is the stop-gradient. Targets never get a gradient. Values are in nats, in the input's dtype: pass float32.
 """
 
 from __future__ import annotations

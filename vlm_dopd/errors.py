@@ -1,4 +1,4 @@
-"""Errors that are the user's to fix. Each is one line: what, where, expected, got, fix. The CLI prints it and exits 2."""
+"""Errors that are the user's to fix. Each is one line: what, where, expected, got, fix. The CLI prints just that."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 A response attends to the prompt and to itself; position ids restart after the prompt, for text positions and M-RoPE
 alike. The hidden states are those of G separate rows, while prompt and images are computed once.
 
-Shape letters: B rows, L row length, N response tokens of all rows (row by row, sibling by sibling), C position channels.
+Shape letters: B rows, L row length, N response tokens (row by row, sibling by sibling), C position channels.
 """
 
 from __future__ import annotations

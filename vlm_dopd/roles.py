@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from .errors import ConfigError
@@ -19,7 +19,7 @@ from .errors import ConfigError
 
 @dataclass(frozen=True)
 class Policy:
-    """A model together with how many of its LM head's rows are real tokens (V); the rest is padding to a round number."""
+    """A model, and how many rows of its LM head are real tokens (V); the rest pads to a round number."""
 
     model: Any
     vocab_size: int
@@ -33,9 +33,7 @@ class Policy:
 def load_policy(path: str, tokenizer: Any, dtype: str = "float32", allow_download: bool = False) -> Policy:
     """The model in folder `path`, from safetensors, without remote code, with SDPA attention (shared-prefix rows
     hand it a 4-D mask). Raises ConfigError if there is no such model here."""
-    config = _load(AutoConfig, path, allow_download)
-    vision = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    cls = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    cls = AutoModelForImageTextToText if _sees(path, allow_download) else AutoModelForCausalLM
     options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "attn_implementation": "sdpa"}
     model = _load(cls, path, allow_download, **options)
     rows = model.get_output_embeddings().weight.shape[0]
@@ -48,7 +46,7 @@ def load_policy(path: str, tokenizer: Any, dtype: str = "float32", allow_downloa
 
 def load_processor(path: str, allow_download: bool = False) -> Any:
     """The processor in folder `path`, or the tokenizer of a text-only model."""
-    return _load(AutoProcessor, path, allow_download)
+    return _load(AutoProcessor if _sees(path, allow_download) else AutoTokenizer, path, allow_download)
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -97,6 +95,11 @@ def eos_ids(model: Any, tokenizer: Any) -> list[int]:
     configured = model.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     return sorted({i for i in [*listed, tokenizer.eos_token_id] if i is not None})
+
+
+def _sees(path: str, allow_download: bool) -> bool:
+    """Whether the checkpoint is a vision-language model; AutoProcessor guesses from files that a tokenizer may bring."""
+    return _load(AutoConfig, path, allow_download).model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def _load(cls: Any, path: str, allow_download: bool, **options: Any) -> Any:

@@ -13,6 +13,7 @@ import logging
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,13 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     engine = HFRollout(student, config.rollout, pad, eos, banned, args.seed)
 
     def build_window(ranks: Any) -> WindowBuilder:
-        return WindowBuilder(student, teacher, config.build_method(), engine, pad, {*eos, *banned}, ranks)
+        return WindowBuilder(student, teacher, config.build_method(), engine, pad, [*eos, *banned], ranks)
 
     eval_data = SampleDataset(config.data.eval, config.data.eval_limit) if config.data.eval else None
     return DopdTrainer(
         student=student,
         build_window=build_window,
-        evaluate_student=eval_data and _evaluator(config, student, processor, eval_data),
+        evaluate_student=_evaluator(config, student, processor, eval_data) if eval_data else None,
         args=args,
         train_dataset=SampleDataset(config.data.train),
         eval_dataset=eval_data,
@@ -99,7 +100,9 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     )
 
 
-def _evaluator(config: RunConfig, student: Policy, processor: Any, data: SampleDataset) -> Any:
+def _evaluator(
+    config: RunConfig, student: Policy, processor: Any, data: SampleDataset
+) -> Callable[[], dict[str, float]]:
     questions = items(data, get_builder("none"), "plain")
 
     def evaluate() -> dict[str, float]:

@@ -60,19 +60,19 @@ class DopdTrainer(Trainer):
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, TrainingBatch],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """This micro-batch's share of the window's loss. Raises TrainingError before a non-finite one can do harm."""
         began = time.perf_counter()
-        batch = inputs["batch"]
+        batch: TrainingBatch = inputs["batch"]
         hidden_NH = student_hidden(model, batch.packed)
         output = routed_loss(hidden_NH, self.student.head_VH, batch.packed.token_N, batch.terms)
         if not torch.isfinite(output.total):
             raise TrainingError(
-                f"step {self.state.global_step + 1}: expected a finite loss, got {output.total.item()}; weights are those "
-                "of the step before. Lower train.learning_rate, or look at the last rows of metrics.jsonl"
+                f"step {self.state.global_step + 1}: expected a finite loss, got {output.total.item()}; weights are "
+                "those of the step before. Lower train.learning_rate, or look at the last rows of metrics.jsonl"
             )
         self._record(batch, output, time.perf_counter() - began)
         # DDP averages gradients over ranks, the denominator is already that of all of them.

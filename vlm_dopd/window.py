@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .chunked_loss import Scored, Term
 from .collate import Batch
+from .errors import TrainingError
 from .methods import Method, Role, WindowScores
 from .packing import Packed, pack
 from .roles import Policy
@@ -120,6 +121,13 @@ class WindowBuilder:
             columns[role, "entropy"] = torch.cat([s.by_role[role].entropy_N for s in scores]).cpu()
         ranks = gather_object(columns)
         merged = {name: torch.cat([rank[name] for rank in ranks]) for name in columns}
+        for role in self.method.roles:  # a NaN compares as False everywhere and would be routed in silence
+            bad = int((~torch.isfinite(merged[role, "logp"])).sum())
+            if bad:
+                raise TrainingError(
+                    f"{role.weights} in the {role.view} view: expected finite log-probabilities, got {bad} of "
+                    f"{merged[role, 'logp'].numel()} that are not; check its weights and dtype"
+                )
         weight_RN, figures = self.method.weights(
             WindowScores(
                 logp_N={role: merged[role, "logp"] for role in self.method.roles},

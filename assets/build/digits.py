@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 HELDOUT_SHARE = 0.2
+LEVELS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def draw_glyph(stroke: np.ndarray, rng: np.random.Generator, size: tuple[int, in
     tile = Image.fromarray((stroke * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     tile = tile.rotate(float(rng.uniform(-degrees, degrees)), Image.Resampling.BILINEAR)
     alpha = np.asarray(tile, dtype=np.float32) / 255.0
-    alpha = np.where(alpha < 0.15, 0.0, np.minimum(alpha * 1.25, 1.0))
+    # Few levels, so that a scene has few colours and its PNG is small.
+    alpha = (np.where(alpha < 0.15, 0.0, np.minimum(alpha * 1.25, 1.0)) * LEVELS).round() / LEVELS
     rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
     return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -1,4 +1,4 @@
-"""The two sizes. Real Qwen3-VL architecture in every part: deepstack, interleaved M-RoPE, grouped queries, padded rows."""
+"""The two sizes. Qwen3-VL in every part: deepstack, interleaved M-RoPE, grouped queries, padded vocabulary rows."""
 
 from __future__ import annotations
 

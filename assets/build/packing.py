@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to one length: `ids`, `targets` [B, L], `positions` [3, B, L], `mask` [B, 1, L, L] (True = may see)."""
+    """Rows of one length: `ids`, `targets` [B, L], `positions` [3, B, L], `mask` [B, 1, L, L] (True = may see)."""
 
     ids: Tensor
     targets: Tensor

@@ -1,4 +1,4 @@
-"""The pair's shared processor: a small byte-level BPE with Qwen's rules, Qwen3-VL's image processor, a chat template."""
+"""The shared processor: a small byte-level BPE with Qwen's rules, Qwen3-VL's image processor, a chat template."""
 
 from __future__ import annotations
 

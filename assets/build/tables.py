@@ -71,6 +71,10 @@ def _row(example: Example) -> dict:
 
 
 def _png(image: Image.Image) -> bytes:
+    """PNG of `image` with a palette, a third of the size of true colour; the pixels stay what they are."""
+    indexed = image.quantize(colors=64, dither=Image.Dither.NONE)
+    if indexed.convert("RGB").tobytes() != image.tobytes():
+        raise AssertionError("a scene has more colours than its palette")
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    indexed.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -1,8 +1,8 @@
 """Teaches a vision tower to see, before the language model exists for it.
 
-A tiny Qwen3-VL does not learn to see from the language-model loss alone. A dense target does it in about a minute: every
-merged token predicts the digit, the colour, the row and the column of its 32-px cell. The place is in the target
-because finding a thing by its place is what the language model learns last.
+A tiny Qwen3-VL does not learn to see from the language-model loss alone. A dense target does it in two minutes:
+every merged token predicts the digit, the colour, the row and the column of its 32-px cell. The place is in the
+target because finding a thing by its place is what the language model would otherwise learn last.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _crowded_layout(rng: np.random.Generator) -> list[tuple[int, int, str]]:
 
 
 def _see(model: Qwen3VLForConditionalGeneration, patches: Tensor) -> BaseModelOutputWithDeepstackFeatures:
-    """The tower's output for `patches` [images, 36, 1536]: per image [9, H], of the merger and every deepstack level."""
+    """The tower's output for `patches` [images, 36, 1536]: per image [9, H], of merger and deepstack levels."""
     grid = torch.tensor([[1, 2 * GRID, 2 * GRID]]).expand(len(patches), 3)
     return model.model.get_image_features(patches.flatten(0, 1), grid, return_dict=True)
 

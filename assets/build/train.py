@@ -49,7 +49,7 @@ def make_model(
 def _train_language(
     model: Qwen3VLForConditionalGeneration, lessons: Lessons, features: Tensor, course: Course, seed: int
 ) -> None:
-    """Supervised fine-tuning of the language model in place, on `features` [levels, scenes, 9, H] of the frozen tower."""
+    """Supervised fine-tuning of the language model in place, on `features` [levels, scenes, 9, H] of its tower."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 9])
     plan = (

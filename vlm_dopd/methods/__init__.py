@@ -69,8 +69,10 @@ class Method(Protocol):
     def components(self) -> tuple[Component, ...]: ...
 
     def weights(self, scores: WindowScores) -> tuple[Tensor, dict[str, float]]:
-        """Weight of every component on every token, [R, N], and figures for the log. Hard routing is 0 or β; a soft router
-        may mix. No gradient flows through it."""
+        """Weight of every component on every token, [R, N], and figures for the log.
+
+        Hard routing gives 0 or β; a soft router may mix. No gradient flows through it.
+        """
         ...
 
 

@@ -26,7 +26,7 @@ REGIMES = {
     "LL": "they agree, both unsure",
     "HT": "they differ, teacher surer",
     "HS": "they differ, student surer",
-    "NP": "no annotation, plain distillation",
+    "NP": "no boxes, plain distillation",
 }
 OTHERS = ("other1", "other2", "other3")  # components of methods that have no regimes
 TOKENS = ("ink", "muted", "rule", "page", "student", "teacher", *OTHERS, *REGIMES)
@@ -34,7 +34,7 @@ TOKENS = ("ink", "muted", "rule", "page", "student", "teacher", *OTHERS, *REGIME
 PAINT = {token: f"#0{index:x}0{index:x}0{index:x}" for index, token in enumerate(TOKENS, 1)}
 
 WIDTH, HEIGHT = 400, 225  # SVG units; one is 0.9 to 1.3 CSS px on the page
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # matplotlib's own type of this is a literal of every key it knows
     "svg.fonttype": "none",
     "svg.hashsalt": "vlm-dopd",  # ids would be random otherwise
     "text.parse_math": False,
@@ -120,7 +120,7 @@ def _accuracy(report: Report, title: str) -> Chart | None:
         name="accuracy",
         title=title,
         caption="The plain prompt, without boxes: what the deployed student sees.",
-        svg=_svg(figure, "accuracy"),
+        svg=_svg(figure, "accuracy", title),
         legend=tuple(legend),
     )
 
@@ -136,7 +136,7 @@ def _entropy(report: Report, title: str) -> Chart | None:
         name="entropy",
         title=title,
         caption="How undecided the student is between tokens; a fall to zero means it stopped exploring.",
-        svg=_svg(figure, "entropy"),
+        svg=_svg(figure, "entropy", title),
         legend=(),
     )
 
@@ -164,7 +164,7 @@ def _shares(report: Report, title: str) -> Chart | None:
         title=title,
         caption="“They”: teacher and student, both shown the boxes. Dark shades learn from the teacher, light ones "
         "from the student itself.",
-        svg=_svg(figure, "shares"),
+        svg=_svg(figure, "shares", title),
         legend=tuple(legend),
     )
 
@@ -222,7 +222,7 @@ def _length(report: Report, title: str) -> Chart | None:
         name="length",
         title=title,
         caption="Responses the student wrote in training. Growing length with many cut off is a warning.",
-        svg=_svg(figure, "length"),
+        svg=_svg(figure, "length", title),
         legend=(),
     )
 
@@ -250,7 +250,7 @@ def _lines(
         axes.plot(curve.step, curve.value, color=PAINT[key.paint], linestyle=style, zorder=9 - rank, **_dots(curve))
     _from_zero(axes, *(curve.value for curve, _ in present))
     legend = tuple(key for _, key in present)
-    return Chart(name=name, title=title, caption=caption, svg=_svg(figure, name), legend=legend)
+    return Chart(name=name, title=title, caption=caption, svg=_svg(figure, name, title), legend=legend)
 
 
 def _canvas(*units: str) -> tuple[Figure, list[Axes]]:
@@ -262,7 +262,7 @@ def _canvas(*units: str) -> tuple[Figure, list[Axes]]:
     for axes, unit in zip(panels, units, strict=True):
         axes.set_title(unit, loc="left", x=-left / (right - left))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5 if len(units) == 1 else 3))
-    panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     panels[-1].set_xlabel("optimiser step")
     return figure, panels
 
@@ -281,7 +281,7 @@ def _percent(curve: Curve) -> list[float]:
     return [100 * value for value in curve.value]
 
 
-def _svg(figure: Figure, name: str) -> Markup:
+def _svg(figure: Figure, name: str, title: str) -> Markup:
     """`figure` for use inside HTML: no XML prolog, namespaces or style sheet, and ids of its own."""
     stream = io.StringIO()
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -299,7 +299,8 @@ def _svg(figure: Figure, name: str) -> Markup:
             element.set(key.rpartition("}")[2], _local(key, value, name))
     for key in ("width", "height", "version"):
         del root.attrib[key]
-    root.set("aria-hidden", "true")
+    root.set("role", "img")
+    root.set("aria-label", f"Chart over the optimiser steps: {title}")
     text = ElementTree.tostring(root, encoding="unicode")
     for token, paint in PAINT.items():
         text = text.replace(paint, f"var(--{token})")

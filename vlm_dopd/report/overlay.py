@@ -14,9 +14,9 @@ from privileged.geometry import Box, check_box, clamp_box
 
 SIDE = 288  # px of the longer side; the scenes of the built-in task come out at exactly three times their size
 
-SHOWN = 228  # CSS px a picture is wide on the page; tags keep their size, so a wider one only leaves more room
+COLUMN, TALLEST = 228, 300  # CSS px of a picture on the page; tags keep their size, so a wider one leaves more room
 LETTER, PADDING, LINE, WIDEST = 6.0, 8.0, 13.0, 160.0  # CSS px of a tag, see `.box span` in page.css
-CORNERS = ("above", "below", "above end", "below end")
+CORNERS = ("above", "below", "above end", "below end", "beside", "before")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,15 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image as a PNG data URI, its original size, and the boxes of the privileged record on it."""
+    """An image as a PNG data URI, its original size, and the boxes of the privileged record on it.
+
+    `widest` is the CSS px it may take, so that a tall picture does not fill the page.
+    """
 
     uri: str
     width: int
     height: int
+    widest: int
     marks: tuple[Mark, ...]
 
 
@@ -57,6 +61,7 @@ def picture(sample: Sample, index: int) -> Picture:
         uri="data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii"),
         width=image.width,
         height=image.height,
+        widest=_widest(image.size),
         marks=tuple(
             _mark(region.label, box, corner, image.size)
             for region, box, corner in zip(regions, boxes, corners, strict=True)
@@ -72,6 +77,10 @@ def _sized(image: Image.Image) -> Image.Image:
     scale = (SIDE if longest < SIDE else 2 * SIDE) / longest
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _widest(size: tuple[int, int]) -> int:
+    return max(1, min(SIDE, round(TALLEST * size[0] / size[1])))
 
 
 def _mark(label: str, box: Box, corner: str, size: tuple[int, int]) -> Mark:
@@ -91,9 +100,9 @@ def _corners(labels: Sequence[str], boxes: Sequence[Box], size: tuple[int, int])
     """For each box the corner whose tag hides least: of the tags before it, of the other boxes, of itself (by the
     picture's edge). Ties go to the first of `CORNERS`.
     """
-    scale = SHOWN / size[0]
+    scale = min(COLUMN, _widest(size)) / size[0]
     shown = [(x0 * scale, y0 * scale, x1 * scale, y1 * scale) for x0, y0, x1, y1 in boxes]
-    frame = (0.0, 0.0, float(SHOWN), size[1] * scale)
+    frame = (0.0, 0.0, size[0] * scale, size[1] * scale)
     tags: list[Box] = []
     chosen = []
     for index, (label, box) in enumerate(zip(labels, shown, strict=True)):
@@ -114,8 +123,9 @@ def _corners(labels: Sequence[str], boxes: Sequence[Box], size: tuple[int, int])
 def _tag(label: str, box: Box, corner: str) -> Box:
     x0, y0, x1, y1 = box
     width = min(len(label) * LETTER + PADDING, WIDEST)
-    left = x1 - width if corner.endswith("end") else x0
-    top = y0 - LINE if corner.startswith("above") else y1
+    lefts = {"beside": x1, "before": x0 - width, "above end": x1 - width, "below end": x1 - width}
+    tops = {"beside": y0, "before": y0, "above": y0 - LINE, "above end": y0 - LINE}
+    left, top = lefts.get(corner, x0), tops.get(corner, y1)
     return left, top, left + width, top + LINE
 
 

@@ -16,7 +16,7 @@ from .charts import draw_charts
 from .collect import EVALS, Report, collect
 from .examples import STORIES, Example, choose, count_stories
 
-LONGEST = 700  # characters of a reply on the page; report.json has all of it
+LONGEST = 440  # characters of a reply on the page; report.json has all of it
 FATES = {
     "correct": "✓ correct",
     "wrong": "✗ wrong",

@@ -1,0 +1,237 @@
+"""Methods: what every method promises the trainer, and DOPD's table of targets, divergences and strengths."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm_dopd import methods
+from vlm_dopd.divergences import Divergence
+from vlm_dopd.errors import ConfigError
+from vlm_dopd.methods import STUDENT_PRIVILEGED, TEACHER_PLAIN, TEACHER_PRIVILEGED, Component, Role, WindowScores
+from vlm_dopd.methods.dopd import DOPD
+from vlm_dopd.methods.opd import OPD
+from vlm_dopd.routing import Regime
+
+every_method = pytest.mark.parametrize("name", methods.available())
+
+
+def window(roles, count, seed=0, privileged=None, ordinary=None, dtype=torch.float32):
+    """Random scores of `count` tokens under each role; two thirds of the rows have p, nine tenths are ordinary."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def flags(share):
+        return torch.rand(count, generator=generator) < share
+
+    return WindowScores(
+        logp_N={role: -4 * torch.rand(count, generator=generator, dtype=dtype) for role in roles},
+        entropy_N={role: 3 * torch.rand(count, generator=generator, dtype=dtype) for role in roles},
+        has_privilege_N=flags(0.67) if privileged is None else torch.as_tensor(privileged, dtype=torch.bool),
+        ordinary_N=flags(0.9) if ordinary is None else torch.as_tensor(ordinary, dtype=torch.bool),
+    )
+
+
+def dopd_window(q_s, q_t, privileged=None, ordinary=None):
+    """A window whose sampled tokens have these probabilities under S⁺ and T⁺."""
+    count = len(q_s)
+    scores = window((), count, privileged=privileged or [True] * count, ordinary=ordinary or [True] * count)
+    logp = {STUDENT_PRIVILEGED: torch.tensor(q_s).log(), TEACHER_PRIVILEGED: torch.tensor(q_t).log()}
+    return dataclasses.replace(scores, logp_N=logp, entropy_N={role: torch.ones(count) for role in logp})
+
+
+# Every method
+
+
+@every_method
+def test_options_round_trip(name):
+    """A method is rebuilt from its own fields, as a saved configuration does, and cannot change afterwards."""
+    method = methods.find(name)()
+    assert type(method)(**dataclasses.asdict(method)) == method
+    changed = dataclasses.replace(method, reduction="token_mean")
+    assert type(method)(**dataclasses.asdict(changed)) == changed != method
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.reduction = "token_mean"
+
+
+@every_method
+def test_roles_and_components_fit_together(name):
+    """Roles are distinct, every target is a role that gets scored, names are distinct, divergences are valid."""
+    method = methods.find(name)()
+    assert len(set(method.roles)) == len(method.roles) > 0
+    assert all(isinstance(role, Role) for role in method.roles)
+    assert {component.target for component in method.components} <= set(method.roles)
+    assert len({component.name for component in method.components}) == len(method.components) > 0
+    assert all(isinstance(component.divergence, Divergence) for component in method.components)
+    assert method.components == method.components and method.reduction in ("seq_mean", "token_mean")
+
+
+@every_method
+@pytest.mark.parametrize("count", [0, 1, 7, 60])
+@pytest.mark.parametrize("privileged", [None, True, False], ids=["mixed", "all p", "no p"])
+def test_weights_have_one_row_a_component_and_no_gradient(name, count, privileged):
+    """[R, N], floating, finite, not negative, detached from scores that have a gradient; figures are finite floats."""
+    method = methods.find(name)()
+    scores = window(method.roles, count, privileged=None if privileged is None else [privileged] * count)
+    for score_N in (*scores.logp_N.values(), *scores.entropy_N.values()):
+        score_N.requires_grad_()
+    weight_RN, figures = method.weights(scores)
+    assert weight_RN.shape == (len(method.components), count)
+    assert weight_RN.is_floating_point() and not weight_RN.requires_grad
+    assert weight_RN.isfinite().all() and (weight_RN >= 0).all()
+    assert all(isinstance(value, float) and math.isfinite(value) for value in figures.values()), figures
+
+
+@every_method
+def test_every_ordinary_token_gets_some_loss(name):
+    """Hard routing loses no token: each column of the weights has exactly one positive entry."""
+    method = methods.find(name)()
+    weight_RN, _ = method.weights(window(method.roles, 200, seed=1))
+    assert ((weight_RN > 0).sum(0) == 1).all()
+
+
+@every_method
+def test_weights_do_not_depend_on_the_order_of_tokens(name):
+    """Micro-batches and ranks may arrive in any order: a token's weights move with it, figures stay."""
+    method = methods.find(name)()
+    scores = window(method.roles, 120, seed=2)
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(3))
+    shuffled = WindowScores(
+        logp_N={role: logp_N[order] for role, logp_N in scores.logp_N.items()},
+        entropy_N={role: entropy_N[order] for role, entropy_N in scores.entropy_N.items()},
+        has_privilege_N=scores.has_privilege_N[order],
+        ordinary_N=scores.ordinary_N[order],
+    )
+    (weight_RN, figures), (moved_RN, same) = method.weights(scores), method.weights(shuffled)
+    assert torch.equal(moved_RN, weight_RN[:, order])
+    assert same == pytest.approx(figures, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("dodp", "did you mean 'dopd'"), ("opdd", "did you mean 'opd'"), ("", "known: dopd, opd"), ("../opd", "unknown")],
+)
+def test_unknown_name_is_answered_with_a_suggestion(name, message):
+    """A ConfigError that names the setting, the value and what comes close, or all there is."""
+    with pytest.raises(ConfigError, match=rf"method\.name: '{name}' is unknown.*") as caught:
+        methods.find(name)
+    assert message in str(caught.value)
+
+
+def test_shipped_methods_are_found_by_file_name():
+    """The two files of this folder are listed, and the classes are theirs."""
+    assert {"dopd", "opd"} <= set(methods.available())
+    assert methods.find("dopd") is DOPD and methods.find("opd") is OPD
+
+
+# OPD
+
+
+def test_opd_supervises_every_token_alike():
+    """One component, the teacher on the plain prompt, weight 1 everywhere: p and special tokens play no part."""
+    method = OPD(divergence="js", support="full", closure="renorm", k=7)
+    expected = Divergence(kind="js", support="full", closure="renorm", k=7)
+    assert method.roles == (TEACHER_PLAIN,)
+    assert method.components == (Component("OPD", TEACHER_PLAIN, expected),)
+    weight_RN, _ = method.weights(window(method.roles, 9))
+    assert torch.equal(weight_RN, torch.ones(1, 9))
+
+
+# DOPD
+
+# Mean gap 1.6667 nats over six tokens, confidence threshold 1.0167 (all but the last are ordinary and have p):
+#          LH    LL    HT    HS    HT    LL    NP
+Q_S = [0.80, 0.20, 0.01, 0.90, 0.10, 0.50, 0.30]
+Q_T = [0.90, 0.25, 0.80, 0.05, 0.90, 0.30, 0.90]
+REGIMES = ["LH", "LL", "HT", "HS", "HT", "LL", "NP"]
+PRIVILEGED = [True] * 6 + [False]
+
+
+def test_dopd_components_are_the_papers_table():
+    """Per regime: whose opinion is the target, and which divergence. In the order of Regime."""
+    topk, js = Divergence(kind="rkl", support="topk", closure="raw_sg", k=32), Divergence(kind="js", support="full")
+    assert DOPD(closure="raw_sg", k=32).components == (
+        Component("LH", TEACHER_PRIVILEGED, topk),
+        Component("LL", STUDENT_PRIVILEGED, topk),
+        Component("HT", TEACHER_PRIVILEGED, js),
+        Component("HS", STUDENT_PRIVILEGED, topk),
+        Component("NP", TEACHER_PRIVILEGED, topk),
+    )
+    assert [component.name for component in DOPD().components] == [regime.name for regime in Regime]
+    assert js.beta == 0.5 and DOPD().k == 128
+
+
+@pytest.mark.parametrize(
+    ("options", "strengths"),
+    [
+        ({}, {"LH": 0.6, "LL": 0.3, "HT": 1.0, "HS": 0.6, "NP": 1.0}),
+        ({"beta_light": 0.5, "beta_weak": 0.2}, {"LH": 0.5, "LL": 0.2, "HT": 1.0, "HS": 0.5, "NP": 1.0}),
+    ],
+    ids=["paper", "other strengths"],
+)
+def test_dopd_gives_each_regime_its_own_strength(options, strengths):
+    """A token of each regime has its β on its own component and nothing on the others."""
+    weight_RN, figures = DOPD(**options).weights(dopd_window(Q_S, Q_T, PRIVILEGED))
+    for n, name in enumerate(REGIMES):
+        expected = [strengths[name] if regime.name == name else 0.0 for regime in Regime]
+        assert weight_RN[:, n].tolist() == pytest.approx(expected), name
+    shares = {f"share/{regime.name}": REGIMES.count(regime.name) / 7 for regime in Regime}
+    assert {name: figures[name] for name in shares} == pytest.approx(shares)
+
+
+@given(st.lists(st.tuples(st.floats(1e-6, 1), st.floats(1e-6, 1), st.booleans(), st.booleans()), min_size=1))
+def test_dopd_routes_each_token_once(tokens):
+    """Exactly one component a token, special tokens too; NP at weight 1 just where p is missing; shares sum to 1."""
+    weight_RN, figures = DOPD().weights(dopd_window(*map(list, zip(*tokens, strict=True))))
+    assert ((weight_RN != 0).sum(0) == 1).all()
+    assert weight_RN[Regime.NP].tolist() == [0.0 if privileged else 1.0 for _, _, privileged, _ in tokens]
+    assert sum(figures[f"share/{regime.name}"] for regime in Regime) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("outsider", ["special", "without p"])
+@pytest.mark.parametrize(("q_s", "q_t"), [(1e-9, 1.0), (1.0, 1e-9), (1.0, 1.0)])
+def test_dopd_statistics_skip_special_tokens_and_rows_without_privilege(outsider, q_s, q_t):
+    """Ten outsiders with extreme scores move no other token's weight. A special token is routed all the same."""
+    alone_RN, _ = DOPD().weights(dopd_window(Q_S, Q_T, PRIVILEGED))
+    special = outsider == "special"
+    mixed_RN, _ = DOPD().weights(
+        dopd_window(Q_S + [q_s] * 10, Q_T + [q_t] * 10, PRIVILEGED + [special] * 10, [True] * 7 + [not special] * 10)
+    )
+    assert torch.equal(mixed_RN[:, :7], alone_RN)
+    regime = Regime.NP if not special else Regime.LH if q_s == q_t else Regime.HT if q_t > q_s else Regime.HS
+    assert (mixed_RN[:, 7:].argmax(0) == regime).all() and (mixed_RN[:, 7:].sum(0) > 0).all()
+
+
+def test_dopd_without_any_privilege_is_vanilla():
+    """No p in the window: every token has weight 1 on NP, whose divergence is vanilla OPD's, and no gap is logged."""
+    method = DOPD()
+    weight_RN, figures = method.weights(window(method.roles, 30, privileged=[False] * 30))
+    assert torch.equal(weight_RN[Regime.NP], torch.ones(30)) and weight_RN.sum() == 30
+    assert method.components[Regime.NP].divergence == OPD().components[0].divergence
+    assert not any(name.startswith("gap/") for name in figures)
+
+
+def test_dopd_with_equal_scores_is_self_distillation():
+    """Teacher = student: all tokens are HT at strength 1."""
+    weight_RN, figures = DOPD().weights(dopd_window(Q_S, Q_S))
+    assert torch.equal(weight_RN[Regime.HT], torch.ones(7)) and weight_RN.sum() == 7
+    assert (figures["gap/mean"], figures["gap/p50"], figures["gap/p95"]) == (0, 0, 0)
+
+
+def test_dopd_logs_the_gaps_of_rows_with_privilege():
+    """Gaps 1, 2, 3 with p and 9 without: mean 2, median 2, 95 % at 2.9."""
+    scores = window((), 4, privileged=[True, True, True, False], ordinary=[True] * 4)
+    logp = {STUDENT_PRIVILEGED: -torch.tensor([2.0, 1.0, 4.0, 9.0]), TEACHER_PRIVILEGED: -torch.tensor([1.0, 3, 1, 0])}
+    _, figures = DOPD().weights(dataclasses.replace(scores, logp_N=logp))
+    assert [figures[f"gap/{name}"] for name in ("mean", "p50", "p95")] == pytest.approx([2, 2, 2.9])
+
+
+@pytest.mark.parametrize("trim", [-0.1, 1.0, 5.0])
+def test_dopd_refuses_a_trim_that_keeps_no_gap(trim):
+    """trim = 1 leaves nothing to average: NaN thresholds would make every token LL without a word."""
+    with pytest.raises(ValueError, match="trim"):
+        DOPD(trim=trim)

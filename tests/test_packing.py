@@ -1,0 +1,174 @@
+"""Shared-prefix rows give the hidden states, scores and gradients of one row a response.
+
+The reference is transformers' own forward on `processor` output with the response appended: its own masks, position
+ids and image handling, none of ours.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privileged import build_views, get_builder
+from tests import tiny
+from vlm_dopd.collate import Encoder
+from vlm_dopd.packing import pack, shared_prefix_mask
+from vlm_dopd.roles import Policy
+from vlm_dopd.scoring import score, student_hidden
+
+PAD = 0
+BUILDER = get_builder("boxes")
+
+
+@pytest.fixture(scope="module")
+def vision():
+    return tiny.vision_model(1)
+
+
+@pytest.fixture(scope="module")
+def prompts(vision, processor):
+    """Plain and privileged prompts of mixed samples: no, one and two images, with and without p."""
+    encoder = Encoder(processor, vision)
+    views = [build_views(sample, BUILDER) for sample in tiny.mixed_samples()]
+    return [encoder.encode(view) for pair in views for view in (pair.plain, pair.privileged)]
+
+
+def responses(lengths: list[list[int]], seed: int = 0) -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randint(30, 200, (n,), generator=generator) for n in siblings] for siblings in lengths]
+
+
+def reference_rows(model, prompt, siblings):
+    """Hidden states that predict each response token, from one plain forward a response."""
+    rows = []
+    for response in siblings:
+        ids = torch.cat([prompt.id_P, response])[None]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if prompt.position_CP.shape[0] > 1:
+            inputs["mm_token_type_ids"] = torch.cat([prompt.type_P, torch.zeros_like(response)])[None]
+        if prompt.pixel_values is not None:
+            inputs |= {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+        rows.append(hidden[prompt.id_P.numel() - 1 : -1] if response.numel() else hidden[:0])
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def test_hidden_states_equal_separate_rows(vision, prompts):
+    """Mixed batch: unequal prompts, image counts and lengths, one response empty."""
+    siblings = responses([[5, 3], [2, 7], [4, 0], [1, 6], [3, 3], [9, 1], [2, 2], [5, 4]])
+    packed = pack(prompts, siblings, PAD)
+    ours = packed.gather(vision.base_model(**packed.inputs, use_cache=False).last_hidden_state)
+    theirs = torch.cat([reference_rows(vision, *pair) for pair in zip(prompts, siblings, strict=True)])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@given(st.lists(st.lists(st.integers(0, 6), min_size=2, max_size=2), min_size=1, max_size=4), st.integers(0, 7))
+def test_hidden_states_equal_separate_rows_for_any_shape(vision, prompts, lengths, first):
+    chosen = [prompts[(first + i) % len(prompts)] for i in range(len(lengths))]
+    siblings = responses(lengths, seed=first)
+    packed = pack(chosen, siblings, PAD)
+    assert packed.token_N.tolist() == [int(i) for group in siblings for r in group for i in r]
+    ours = packed.gather(vision.base_model(**packed.inputs, use_cache=False).last_hidden_state)
+    theirs = torch.cat([reference_rows(vision, *pair) for pair in zip(chosen, siblings, strict=True)])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_text_only_model_uses_the_same_rows(processor):
+    model = tiny.text_model(1)
+    encoder = Encoder(processor.tokenizer, model)
+    sample = tiny.mixed_samples()[1]
+    views = build_views(sample, get_builder("hints"))
+    texts = [encoder.encode(views.plain), encoder.encode(views.privileged)]
+    siblings = responses([[4, 2], [3, 5]])
+    packed = pack(texts, siblings, PAD)
+    assert packed.inputs["position_ids"].ndim == 2
+    ours = packed.gather(model.base_model(**packed.inputs, use_cache=False).last_hidden_state)
+    theirs = torch.cat([reference_rows(model, *pair) for pair in zip(texts, siblings, strict=True)])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_equal_separate_rows(vision, prompts):
+    """Of a loss on the hidden states, in every parameter, through the module's own forward."""
+    siblings = responses([[5, 3], [2, 7], [4, 1]])
+    chosen = prompts[:3]
+    ours, theirs = copy.deepcopy(vision), copy.deepcopy(vision)
+    rows = torch.cat([reference_rows(theirs, *pair) for pair in zip(chosen, siblings, strict=True)])
+    direction = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    (rows * direction).sum().backward()
+    (student_hidden(ours, pack(chosen, siblings, PAD)) * direction).sum().backward()
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        if other.grad is None:  # the LM head is outside this loss
+            assert mine.grad is None or not mine.grad.any(), name
+            continue
+        scale = other.grad.abs().max()
+        assert (mine.grad - other.grad).abs().max() / scale < 1e-3, name
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_scores_equal_a_padded_batch_of_transformers(vision, prompts, processor, side):
+    """All roles score the same ids: a mixed batch, padded on either side, gives the same sampled log-probabilities."""
+    siblings = responses([[5], [2], [7], [4], [1], [6], [3], [2]])
+    policy = Policy(vision, len(processor.tokenizer))
+    ours = score(policy, pack(prompts, siblings, PAD))
+    ids = [torch.cat([p.id_P, r[0]]) for p, r in zip(prompts, siblings, strict=True)]
+    types = [torch.cat([p.type_P, torch.zeros_like(r[0])]) for p, r in zip(prompts, siblings, strict=True)]
+    length = max(map(len, ids))
+
+    def stack(rows: list[torch.Tensor]) -> torch.Tensor:
+        pads = [torch.zeros(length - len(row), dtype=torch.long) for row in rows]
+        return torch.stack([torch.cat([p, r] if side == "left" else [r, p]) for p, r in zip(pads, rows, strict=True)])
+
+    pictures = [p for p in prompts if p.pixel_values is not None]
+    logits = vision(
+        input_ids=stack(ids),
+        attention_mask=stack([torch.ones_like(row) for row in ids]),
+        mm_token_type_ids=stack(types),
+        pixel_values=torch.cat([p.pixel_values for p in pictures]),
+        image_grid_thw=torch.cat([p.image_grid_thw for p in pictures]),
+    ).logits[..., : policy.vocab_size]
+    expected = []
+    for b, (prompt, siblings_b) in enumerate(zip(prompts, siblings, strict=True)):
+        offset = length - len(ids[b]) if side == "left" else 0
+        start = offset + len(prompt.id_P)
+        logp = logits[b, start - 1 : start - 1 + len(siblings_b[0])].log_softmax(-1)
+        expected.append(logp.gather(-1, siblings_b[0][:, None])[:, 0])
+    torch.testing.assert_close(ours.logp_N, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_mask_by_hand():
+    """Prompt of 2, responses of 2 and 1, one padding: who may look at whom."""
+    mask = shared_prefix_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0].int().tolist()
+    assert mask == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_unequal_numbers_of_prompts_and_groups_are_refused(prompts):
+    with pytest.raises(ValueError, match="shorter"):
+        pack(prompts[:2], responses([[1]]), PAD)
+
+
+@torch.no_grad()
+def test_scoring_leaves_the_mode_and_ignores_dropout(vision, prompts, processor):
+    """A student in training mode is scored without dropout and stays in training mode."""
+    model = copy.deepcopy(vision)
+    for layer in model.base_model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    packed = pack(prompts[:2], responses([[5], [4]]), PAD)
+    model.train()
+    first = score(Policy(model, len(processor.tokenizer)), packed)
+    assert model.training
+    torch.testing.assert_close(first.logp_N, score(Policy(vision, len(processor.tokenizer)), packed).logp_N)
