@@ -25,8 +25,8 @@ def load_image(source: bytes | str | Path, root: Path, max_pixels: int = MAX_PIX
 
     Raises ImageError for a path out of `root`, an unreadable or unknown file, or one above `max_pixels`.
     """
-    name = "<bytes>" if isinstance(source, bytes) else str(source)
-    stream = io.BytesIO(source) if isinstance(source, bytes) else _jailed(name, root).open("rb")
+    name = "<bytes>" if isinstance(source, bytes) else repr(str(source))
+    stream = io.BytesIO(source) if isinstance(source, bytes) else _jailed(str(source), root).open("rb")
     try:
         with stream, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit below is tighter
@@ -49,11 +49,15 @@ def load_image(source: bytes | str | Path, root: Path, max_pixels: int = MAX_PIX
 def _jailed(name: str, root: Path) -> Path:
     if "\0" in name or "\\" in name or "://" in name:
         raise ImageError(f"image {name!r}: expected a relative path, got a URL, backslash or NUL")
-    root = root.resolve()
-    path = (root / name).resolve()
+    try:
+        root = root.resolve()
+        path = (root / name).resolve()
+        exists = path.is_file()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name longer than the file system takes
+        raise ImageError(f"image {name[:200]!r}: not a usable path ({error.__class__.__name__})") from None
     if not path.is_relative_to(root):
         raise ImageError(f"image {name!r}: expected a path inside {root}, got one that leads outside")
-    if not path.is_file():
+    if not exists:
         raise ImageError(f"image {name!r}: no such file under {root}")
     return path
 

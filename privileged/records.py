@@ -6,7 +6,8 @@ A record is one JSON object (`schema: privileged/1`); unknown keys are kept, so 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from PIL import Image
@@ -17,27 +18,33 @@ from .geometry import Box
 SCHEMA = "privileged/1"
 
 
+COORDS = {"unit": "px", "order": "xyxy", "space": "display"}
+"""The only coordinates of a record; other conventions are converted when an annotation file is read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A labelled place in one image of the sample. `box` is px, xyxy, half-open, upright image."""
+    """A labelled place in one image of the sample. `box` is px, xyxy, half-open, upright image.
+
+    `extra` holds the keys of the JSON object that are not ours (score, polygon, …), as they were.
+    """
 
     label: str
     box: Box
     image: int = 0
     id: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        where = f"region {self.id!r}"
         if not isinstance(self.label, str) or not self.label.strip():
-            raise DataError(f"region {self.id!r}: label: expected a non-empty string, got {self.label!r}")
+            raise DataError(f"{where}: label: expected a non-empty string, got {self.label!r}")
         if not isinstance(self.image, int) or self.image < 0:
-            raise DataError(f"region {self.id!r}: image: expected an index from 0, got {self.image!r}")
-        try:
-            box = tuple(float(edge) for edge in self.box)
-        except (TypeError, ValueError):
-            box = ()
-        if len(box) != 4:
-            raise DataError(f"region {self.id!r}: box: expected four numbers [x0, y0, x1, y1], got {self.box!r}")
-        object.__setattr__(self, "box", box)
+            raise DataError(f"{where}: image: expected an index from 0, got {self.image!r}")
+        edges = self.box if isinstance(self.box, list | tuple) else ()
+        if len(edges) != 4 or not all(isinstance(e, int | float) and math.isfinite(e) for e in edges):
+            raise DataError(f"{where}: box: expected four finite numbers [x0, y0, x1, y1], got {self.box!r}")
+        object.__setattr__(self, "box", tuple(map(float, edges)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,7 @@ class Note:
 
     text: str
     kind: str = "hint"
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
@@ -54,7 +62,7 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivilegedRecord:
-    """p of one sample, independent of how it will be rendered."""
+    """p of one sample, independent of how it will be rendered. `extra` holds the JSON keys that are not ours."""
 
     sample_id: str
     regions: tuple[Region, ...] = ()
@@ -72,34 +80,31 @@ class PrivilegedRecord:
         except (ValueError, TypeError) as error:
             raise DataError(f"privileged record: expected a JSON object, got {str(text)[:60]!r} ({error})") from None
         where = f"privileged record {row.get('sample_id')!r}"
+        if "sample_id" not in row:
+            raise DataError("privileged record: sample_id: expected one, got nothing")
         if (schema := row.pop("schema", None)) != SCHEMA:
             raise DataError(f"{where}: schema: expected {SCHEMA!r}, got {schema!r}")
-        coords = row.pop("coords", {"unit": "px", "order": "xyxy", "space": "display"})
-        if coords != {"unit": "px", "order": "xyxy", "space": "display"}:
+        if (coords := row.pop("coords", COORDS)) != COORDS:
             raise DataError(f"{where}: coords: expected px, xyxy, display, got {coords}; convert when reading")
         try:
             return cls(
                 sample_id=str(row.pop("sample_id")),
-                regions=tuple(Region(**region) for region in row.pop("regions", ())),
-                notes=tuple(Note(**note) for note in row.pop("notes", ())),
+                regions=_parts(Region, "regions", row.pop("regions", ()), ("label", "box")),
+                notes=_parts(Note, "notes", row.pop("notes", ()), ("text",)),
                 extra=row,
             )
-        except (DataError, TypeError, KeyError) as error:
+        except DataError as error:
             raise DataError(f"{where}: {error}") from None
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back as an equal record."""
-        row = {
-            "schema": SCHEMA,
-            "sample_id": self.sample_id,
-            "coords": {"unit": "px", "order": "xyxy", "space": "display"},
-            "regions": [
-                {"id": r.id, "image": r.image, "label": r.label, "box": [*map(_tidy, r.box)]} for r in self.regions
-            ],
-            "notes": [{"kind": n.kind, "text": n.text} for n in self.notes],
-            **self.extra,
-        }
-        return json.dumps(row, ensure_ascii=False)
+        regions = [
+            {"id": r.id, "image": r.image, "label": r.label, "box": [*map(_tidy, r.box)], **r.extra}
+            for r in self.regions
+        ]
+        notes = [{"kind": n.kind, "text": n.text, **n.extra} for n in self.notes]
+        row = {"schema": SCHEMA, "sample_id": self.sample_id, "coords": COORDS, "regions": regions, "notes": notes}
+        return json.dumps(row | self.extra, ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,20 @@ class Sample:
     def __post_init__(self) -> None:
         if not isinstance(self.question, str) or not self.question.strip():
             raise DataError(f"sample {self.id!r}: question: expected a non-empty string, got {self.question!r}")
+
+
+def _parts(cls: type, name: str, rows: Any, required: tuple[str, ...]) -> tuple[Any, ...]:
+    """`rows` of JSON objects as `cls`, their unknown keys kept in `extra`."""
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{name}: expected a list of objects, got {str(rows)[:60]!r}")
+    known = {f.name for f in fields(cls)} - {"extra"}
+    parts = []
+    for number, row in enumerate(rows):
+        if missing := [key for key in required if key not in row]:
+            raise DataError(f"{name}[{number}]: {missing[0]}: expected one, got nothing")
+        ours = {key: value for key, value in row.items() if key in known}
+        parts.append(cls(**ours, extra={key: value for key, value in row.items() if key not in known}))
+    return tuple(parts)
 
 
 def _tidy(edge: float) -> float | int:

@@ -111,8 +111,8 @@ def test_paths_out_of_the_root_are_refused(root, tmp_path, name):
         pytest.param("pipe.png", id="a pipe, which would block for ever"),
         pytest.param("dangling.png", id="dangling link"),
         pytest.param("loop.png", id="link to itself"),
-        pytest.param("x" * 5000 + ".png", id="name too long for the file system"),
-        pytest.param("data:image/png;base64," + "iVBORw0KGgo" * 500, id="data URI"),
+        pytest.param("x" * 300 + ".png", id="name too long for the file system"),
+        pytest.param("data:image/png;base64," + "iVBORw0KGgo" * 40, id="data URI"),
         pytest.param("C:/Users/a.png", id="drive letter"),
     ],
 )
@@ -262,7 +262,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, kind):
     frames = [Image.new("RGB", (6, 6), BLUE)]
     source = encoded(Image.new("RGB", (6, 6), RED), kind, save_all=True, append_images=frames, **options)
     loaded = load_image(source, tmp_path)
-    assert set(loaded.getdata() if not hasattr(loaded, "get_flattened_data") else loaded.get_flattened_data()) == {RED}
+    assert np.array_equal(np.asarray(loaded), np.full((6, 6, 3), RED, np.uint8))
 
 
 PHOTO = Image.effect_noise((64, 64), 80)
@@ -297,7 +297,7 @@ def test_a_bad_file_is_one_line_by_path_and_by_bytes(tmp_path, name, data):
 
 
 def test_metadata_stays_behind(tmp_path):
-    """EXIF with a place, a colour profile, a comment and text chunks: gone from the image and from what it is saved as."""
+    """EXIF with a place, a profile, a comment and text chunks: gone from the image and from what it is saved as."""
     exif = Image.Exif()
     exif[0x010E] = "secret-exif"
     exif.get_ifd(0x8825)[29] = "2020:01:01"

@@ -13,7 +13,7 @@ from tests import reference
 from vlm_dopd.routing import Regime, Thresholds, gaps, route, thresholds
 
 NOTHING = torch.empty(0)
-probability = st.floats(1e-6, 1.0, width=32)
+probability = st.floats(2**-20, 1.0, width=32)
 tokens = st.lists(st.tuples(probability, probability, st.booleans()), min_size=1, max_size=60)
 
 
@@ -89,9 +89,7 @@ def test_regimes_partition_the_tokens_and_equal_the_reference(window):
     assert sum((regime_N == regime).sum().item() for regime in Regime) == len(window)
     assert torch.equal(regime_N == Regime.NP, ~privileged_N)
     at = thresholds(student_N[privileged_N], teacher_N[privileged_N])
-    margins = torch.stack(
-        [gaps(student_N, teacher_N) - at.gap, student_N.exp() + teacher_N.exp() - at.confidence, teacher_N - student_N]
-    )
+    margins = torch.stack([gaps(student_N, teacher_N) - at.gap, student_N.exp() + teacher_N.exp() - at.confidence])
     assume((margins.abs() > 1e-9).all())  # ties are rounding's to decide
     assert names(regime_N) == reference.regimes(q_s, q_t, privileged, drop=sum(privileged) // 20)
 

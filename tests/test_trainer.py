@@ -140,7 +140,7 @@ def stopped(trainer, message: str) -> None:
 
 
 def test_non_finite_scores_stop_before_the_optimizer(pair, tmp_path):
-    """A NaN compares as False, so a broken teacher would be routed to LL and LL's loss is finite: caught when scored."""
+    """A NaN compares as False, so a broken teacher would go to LL, whose loss is finite: caught when scored."""
     trainer = run.build_trainer(settings(pair, tmp_path))
     teacher = trainer.window_builder.policies["teacher"].model
     teacher.get_output_embeddings().weight.data[5, 0] = float("nan")
@@ -192,8 +192,10 @@ def test_prompts_over_budget_fall_back_or_go_and_are_counted(pair, tmp_path, cap
 
 
 def test_five_steps_match_golden_numbers(pair, tmp_path):
-    """Locked: loss, regime shares and gap of five seeded AdamW steps. Do not refresh without a decision: a pure refactor
-    leaves them alone. To refresh: delete the file, run this test once, and say in the commit why they moved."""
+    """Locked: loss, regime shares and gap of five seeded AdamW steps. A pure refactor leaves them alone.
+
+    Do not refresh them without a decision: delete the file, run this test once, say in the commit why they moved.
+    """
     words = {
         "train.max_steps": 5,
         "train.optim": "adamw_torch",

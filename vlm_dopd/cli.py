@@ -52,9 +52,11 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
     """Train a student as CONFIG says."""
     _quiet()
     from .config import load_config
-    from .run import train
 
-    run = train(load_config(config, overrides))
+    settings = load_config(config, overrides)
+    from .run import train  # slow to import: a wrong setting is said before
+
+    run = train(settings)
     typer.echo(f"student, metrics and checkpoints: {run}")
 
 
@@ -112,6 +114,7 @@ def _quiet() -> None:
     from transformers.utils import logging
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

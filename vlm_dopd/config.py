@@ -73,7 +73,12 @@ class RunConfig:
         name = options.pop("name", None)
         if name is None:
             raise ConfigError(f"method.name: expected a method, got nothing; known: {', '.join(methods.available())}")
-        return _typed(methods.find(name), options, "method.")
+        method = _typed(methods.find(name), options, "method.")
+        try:
+            _ = method.components
+        except ValueError as error:  # a divergence that does not exist
+            raise ConfigError(f"method: {error}") from None
+        return method
 
     def build_training_arguments(self) -> TrainingArguments:
         """`train` as TrainingArguments, with the settings this trainer cannot do without.
@@ -121,13 +126,15 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raise ConfigError(f"override {bad[0]!r}: expected key=value, for example rollout.siblings=8")
     try:
         loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path}: expected a mapping of settings at the top level, got a list or a word")
         values: Any = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or [])))
+    except ConfigError:
+        raise
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from None
     except Exception as error:  # yaml raises its own family, with a mark of line and column
         raise ConfigError(f"{path}: expected YAML, got: {_one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top level, got {type(values).__name__}")
     config = _typed(RunConfig, values, "")
     check(config)
     return config
@@ -140,23 +147,35 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"model.{key}: expected a model folder or hub name, got nothing")
     if Path(config.model.student).resolve() == Path(config.model.teacher).resolve():
         raise ConfigError("model.teacher: expected another model than the student; with one model every gap is zero")
-    if config.rollout.siblings < 1 or config.rollout.max_new_tokens < 1 or config.rollout.temperature <= 0:
-        raise ConfigError("rollout: expected siblings >= 1, max_new_tokens >= 1 and temperature > 0")
+    if not config.output_dir:
+        raise ConfigError("output_dir: expected a folder, got nothing")
+    _check_ranges(config)
     for key in ("train", "eval"):
         file = getattr(config.data, key)
         if (file or key == "train") and not Path(file).is_file():
             raise ConfigError(f"data.{key}: {file or 'nothing'}: no such data file")
     try:
         get_builder(config.data.builder, **config.data.builder_options)
-    except (DataError, TypeError) as error:
+    except DataError as error:
         raise ConfigError(f"data.builder: {error}") from None
-    try:
-        _ = config.build_method().components
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"method: {error}") from None
+    config.build_method()
     config.check_training_arguments()
+
+
+def _check_ranges(config: RunConfig) -> None:
+    rollout, data = config.rollout, config.data
+    for name, value, fits, expected in (
+        ("rollout.siblings", rollout.siblings, rollout.siblings >= 1, "at least 1"),
+        ("rollout.max_new_tokens", rollout.max_new_tokens, rollout.max_new_tokens >= 1, "at least 1"),
+        ("rollout.temperature", rollout.temperature, 0 < rollout.temperature < float("inf"), "above 0"),
+        ("rollout.top_p", rollout.top_p, 0 < rollout.top_p <= 1, "above 0 and at most 1"),
+        ("rollout.top_k", rollout.top_k, rollout.top_k >= 0, "0 (off) or more"),
+        ("rollout.batch_size", rollout.batch_size, rollout.batch_size >= 1, "at least 1"),
+        ("data.max_prompt_tokens", data.max_prompt_tokens, data.max_prompt_tokens >= 1, "at least 1"),
+        ("data.eval_limit", data.eval_limit, data.eval_limit is None or data.eval_limit >= 1, "at least 1, or null"),
+    ):
+        if not fits:
+            raise ConfigError(f"{name}: expected {expected}, got {value}")
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -167,18 +186,27 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 def _typed(cls: type, values: dict[str, Any], prefix: str) -> Any:
     """`values` as an instance of dataclass `cls`, names and types checked by OmegaConf."""
+    schema = OmegaConf.structured(cls)
+    _check_sections(schema, values, prefix)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+        return OmegaConf.to_object(OmegaConf.merge(schema, values))
     except OmegaConfBaseException as error:
-        if not error.full_key:  # a section that is not a mapping carries no key
-            raise ConfigError(f"{prefix.rstrip('.') or 'config'}: {_one_line(error)}") from None
         path, _, leaf = str(error.full_key).rpartition(".")
-        known = OmegaConf.select(OmegaConf.structured(cls), path) if path else OmegaConf.structured(cls)
-        if leaf not in known:
+        known = OmegaConf.select(schema, path) if path else schema
+        if OmegaConf.is_dict(known) and leaf not in known:
             raise ConfigError(f"{prefix}{error.full_key}: no such setting; {closest(leaf, map(str, known))}") from None
         raise ConfigError(f"{prefix}{error.full_key}: {_one_line(error)}") from None
     except ValueError as error:  # a dataclass's own check
         raise ConfigError(f"{prefix.rstrip('.')}: {error}") from None
+
+
+def _check_sections(schema: Any, values: dict[str, Any], prefix: str) -> None:
+    """OmegaConf's own message for a section that is a word or a list names no key."""
+    for name, value in values.items():
+        if name in schema and OmegaConf.is_dict(schema[name]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{prefix}{name}: expected a section of settings, got {value!r}")
+            _check_sections(schema[name], value, f"{prefix}{name}.")
 
 
 def _words(value: Any) -> list[str]:

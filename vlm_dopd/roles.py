@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -98,14 +99,14 @@ def eos_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _sees(path: str, allow_download: bool) -> bool:
-    """Whether the checkpoint is a vision-language model; AutoProcessor guesses from files that a tokenizer may bring."""
+    """Whether it is a vision-language model; AutoProcessor guesses from files that a tokenizer may bring."""
     return _load(AutoConfig, path, allow_download).model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def _load(cls: Any, path: str, allow_download: bool, **options: Any) -> Any:
     try:
         return cls.from_pretrained(path, local_files_only=not allow_download, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if Path(path).is_dir():
             raise ConfigError(
                 f"{path}: expected a transformers checkpoint, got: {str(error).splitlines()[0]}"

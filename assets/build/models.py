@@ -80,6 +80,9 @@ def build_model(size: Size, processor: Qwen3VLProcessor, seed: int) -> Qwen3VLFo
     )
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config).float()
+    if not size.tied:
+        # Untied, but from the same start: reading a word and saying it are then one skill, not two.
+        model.lm_head.weight.data.copy_(model.get_input_embeddings().weight)
     model.generation_config = GenerationConfig(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id]
     )

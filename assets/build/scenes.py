@@ -81,11 +81,12 @@ def paint(strokes: Strokes, layout: list[tuple[int, int, str]], rng: np.random.G
 
 
 def compose(strokes: Strokes, rng: np.random.Generator) -> Scene:
-    """A random scene of 3-5 different digits in different cells."""
+    """A random scene of 3-5 different digits in different cells, in two or three colours."""
     count = int(rng.integers(3, 6))
+    palette = rng.permutation(COLOURS)[: int(rng.integers(2, 4))]
     cells = rng.permutation(CELLS)[:count].tolist()
     digits = rng.permutation(10)[:count].tolist()
-    colours = rng.choice(COLOURS, size=count).tolist()
+    colours = rng.choice(palette, size=count).tolist()
     return paint(strokes, list(zip(cells, digits, colours, strict=True)), rng)
 
 

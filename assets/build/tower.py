@@ -2,7 +2,9 @@
 
 A tiny Qwen3-VL does not learn to see from the language-model loss alone. A dense target does it in two minutes:
 every merged token predicts the digit, the colour, the row and the column of its 32-px cell. The place is in the
-target because finding a thing by its place is what the language model would otherwise learn last.
+target because finding a thing by its place is what the language model would otherwise learn last. Digit and colour
+are read off along the embeddings of the words `7` and ` red`: what the tower says is then in the language model's
+own terms, and finding "the 7" in the picture takes no more than finding it in a text.
 """
 
 from __future__ import annotations
@@ -19,10 +21,28 @@ from .digits import Strokes
 from .scenes import CELLS, COLOURS, GRID, Scene, paint
 
 EMPTY_DIGIT, EMPTY_COLOUR = 10, len(COLOURS)
-CLASSES = (11, len(COLOURS) + 1, GRID, GRID)
+ATTRIBUTES = ("digit", "colour", "row", "column")
 PATCHES = 4 * CELLS
 POOL, BATCH = 4000, 24
 FEATURE_RMS = 0.5  # of what the tower hands over: large beside a fresh embedding (0.05), small beside RMSNorm's 1
+
+
+class CellHead(nn.Module):
+    """Reads a cell off one level of the tower. Only the head of the places has weights, and it is thrown away."""
+
+    def __init__(self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor) -> None:
+        super().__init__()
+        embeddings = model.get_input_embeddings().weight.detach()
+        for name, words in (("digit", [str(digit) for digit in range(10)]), ("colour", [f" {c}" for c in COLOURS])):
+            ids = [token for word in words for token in processor.tokenizer(word)["input_ids"]]
+            self.register_buffer(name, F.normalize(embeddings[ids], dim=-1))
+        self.place = nn.Linear(embeddings.shape[1], 2 * GRID)
+
+    def forward(self, level: Tensor) -> tuple[Tensor, ...]:
+        """Logits of each of ATTRIBUTES for `level` [cells, H]. An empty cell is the class with the constant logit 0."""
+        none = level.new_zeros(len(level), 1)
+        named = (torch.cat([level @ words.T, none], dim=-1) for words in (self.digit, self.colour))
+        return (*named, *self.place(level).split(GRID, dim=-1))
 
 
 def train_tower(
@@ -31,19 +51,19 @@ def train_tower(
     """Trains `model.model.visual` in place and rescales its output. Returns the last cell accuracies."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 6])
-    visual, width = model.model.visual, model.config.text_config.hidden_size
-    # One linear head for the output, one for each deepstack level.
-    heads = nn.ModuleList(nn.Linear(width, sum(CLASSES)) for _ in range(1 + len(visual.deepstack_merger_list)))
+    visual = model.model.visual
+    # One head for the output, one for each deepstack level.
+    heads = nn.ModuleList(CellHead(model, processor) for _ in range(1 + len(visual.deepstack_merger_list)))
     parameters = [*visual.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
     pool, targets = _crowded_pool(processor, strokes, POOL, rng)
-    right = torch.zeros(len(CLASSES))
+    right = torch.zeros(len(ATTRIBUTES))
     for _ in (bar := tqdm(range(steps), desc="tower")):
         chosen = torch.from_numpy(rng.choice(POOL, BATCH, replace=False))
         target = targets[chosen].flatten(0, 1)
         levels = _levels(_see(model, pool[chosen].float()))
-        logits = [head(level).split(CLASSES, dim=-1) for head, level in zip(heads, levels, strict=True)]
+        logits = [head(level) for head, level in zip(heads, levels, strict=True)]
         loss = sum(F.cross_entropy(part, target[:, i]) for level in logits for i, part in enumerate(level)) / len(
             logits
         )
@@ -56,7 +76,7 @@ def train_tower(
         right = 0.98 * right + 0.02 * hits
         bar.set_postfix(loss=f"{loss.item():.3f}", digit=f"{hits[0]:.3f}")
     _rescale(model, pool[:200].float())
-    return dict(zip(("digit", "colour", "row", "column"), (right / (1 - 0.98**steps)).tolist(), strict=True))
+    return dict(zip(ATTRIBUTES, (right / (1 - 0.98**steps)).tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Builders: one file a rendering. `get_builder("boxes", style="lines")` imports `builders/boxes.py`.
 
-A builder file has two names: `BUILDER`, a frozen dataclass whose fields are the options, and `EXAMPLE`, keyword
-arguments of one `Sample`, which the contract test, the preview and the gallery share. Outside the tree the
-same file is found through the entry-point group `vlm_dopd.builders`.
+A builder file has two names: `BUILDER`, a frozen dataclass whose fields are the options, and `EXAMPLE`, the facts of
+one sample (question, image size, record) to show it with. Outside the tree the same file is found through the
+entry-point group `vlm_dopd.builders`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def find(name: str) -> ModuleType:
     if name in (module.name for module in pkgutil.iter_modules(__path__)):
         return importlib.import_module(f"{__name__}.{name}")
     for point in entry_points(group=ENTRY_POINTS, name=name):
-        return point.load()
+        try:
+            return point.load()
+        except Exception as error:  # somebody else's package may fail in any way
+            raise DataError(f"builder {name!r} of {point.value!r} cannot be loaded: {error}") from None
     close = difflib.get_close_matches(name, available(), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise DataError(f"builder {name!r} is unknown: {hint}available: {', '.join(available())}")

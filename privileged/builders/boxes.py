@@ -35,6 +35,8 @@ class Boxes:
     def __post_init__(self) -> None:
         if self.style not in ("json", "lines"):
             raise DataError(f"builder 'boxes': style: expected 'json' or 'lines', got {self.style!r}")
+        if not isinstance(self.max_regions, int) or self.max_regions < 1:
+            raise DataError(f"builder 'boxes': max_regions: expected a number from 1, got {self.max_regions!r}")
 
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock:
         """Raises DataError, with the sample and region, for a box that is not on its image."""
@@ -60,7 +62,7 @@ class Boxes:
         return PrivilegedBlock(parts=(text,), audit_text=tuple(labels[: self.max_regions]))
 
     def _line(self, region: Region, box: list[int], name_image: bool) -> str:
-        label = escape(region.label)
+        label = " ".join(escape(region.label).split())  # one region, one line
         if self.style == "lines":
             return f"- {f'image {region.image + 1}: ' if name_image else ''}{label} ({','.join(map(str, box))})"
         entry = {"image": region.image + 1} if name_image else {}

@@ -42,6 +42,12 @@ class DOPD:
     """Share of largest gaps left out of the mean gap (section 3)."""
     reduction: Literal["seq_mean", "token_mean"] = "seq_mean"
 
+    def __post_init__(self) -> None:
+        if min(self.beta_light, self.beta_weak) < 0:
+            raise ValueError(f"beta_light and beta_weak: expected 0 or more, got {self.beta_light}, {self.beta_weak}")
+        if not 0 <= self.trim < 1:
+            raise ValueError(f"trim: expected a share of at least 0 and below 1, got {self.trim}")
+
     @property
     def roles(self) -> tuple[Role, ...]:
         return (STUDENT_PRIVILEGED, TEACHER_PRIVILEGED)

@@ -1,0 +1,321 @@
+"""The routed loss and the token scores, against plain autograd on full logits: values, gradients, edges, dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import reference
+from vlm_dopd.chunked_loss import LossOutput, Scored, Term, routed_loss, score_tokens
+from vlm_dopd.divergences import Divergence
+
+N, V, H = 11, 23, 6
+JS = Divergence(kind="js", support="full")
+TAIL = Divergence(kind="rkl", k=5)
+SAMPLED = Divergence(kind="rkl", support="sampled")
+
+
+class Case:
+    """A student with gradient, a live target S⁺ of its width and a teacher T⁺ of another, and the sampled tokens."""
+
+    def __init__(self, count: int = N, dtype: torch.dtype = torch.float32, head_dtype: torch.dtype | None = None):
+        generator = torch.Generator().manual_seed(count)
+
+        def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        self.hidden_NH = normal(count, H).requires_grad_()
+        self.head_VH = normal(V, H, dtype=head_dtype or dtype).requires_grad_()
+        self.token_N = torch.randint(V, (count,), generator=generator)
+        self.self_target = score_tokens(normal(count, H), normal(V, H, dtype=head_dtype or dtype), self.token_N)
+        self.teacher = score_tokens(normal(count, 2 * H + 1), normal(V, 2 * H + 1), self.token_N)
+
+    def weights(self, *values: float) -> Tensor:
+        """The values over and over, up to the number of tokens."""
+        count = self.token_N.numel()
+        return torch.tensor(values).repeat(count // len(values) + 1)[:count]
+
+    def terms(self) -> dict[str, list[Term]]:
+        hard, rest = self.weights(0.6, 0, 0), self.weights(0, 0.3, 1.0)
+        return {
+            "one term": [Term(TAIL, self.weights(1.0), self.teacher)],
+            "hard routing": [Term(TAIL, hard, self.teacher), Term(JS, rest, self.self_target)],
+            "soft, overlapping": [
+                Term(TAIL, self.weights(0.6, 0.1, 0), self.teacher),
+                Term(JS, self.weights(0.4, 0, 0.9), self.teacher),
+                Term(SAMPLED, self.weights(0.25, 2.0), self.self_target),
+            ],
+            "negative weight": [Term(TAIL, self.weights(1.0, -0.5), self.teacher)],
+            "a term without tokens": [Term(JS, self.weights(0.0), self.self_target), Term(TAIL, rest, self.teacher)],
+            "one token": [Term(JS, torch.arange(self.token_N.numel()).eq(3).float(), self.teacher)],
+        }
+
+    def leaves(self) -> tuple[Tensor, Tensor]:
+        return self.hidden_NH, self.head_VH
+
+
+def naive_loss(hidden_NH: Tensor, head_VH: Tensor, token_N: Tensor, terms: list[Term]) -> LossOutput:
+    """The formula with all logits at once, in the dtype of `hidden_NH`, for ordinary autograd."""
+    logp_NV = (hidden_NH @ head_VH.T).log_softmax(-1)
+    total, values = hidden_NH.new_zeros(()), []
+    for term in terms:
+        target_NH, target_VH = term.target.hidden_NH.to(logp_NV), term.target.head_VH.to(logp_NV)
+        values.append(term.divergence(logp_NV, (target_NH @ target_VH.T).log_softmax(-1), token_N))
+        total = total + (term.weight_N * values[-1]).sum()
+    active_RN = torch.stack([term.weight_N != 0 for term in terms])
+    entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
+    return LossOutput(total, torch.stack(values) * active_RN, entropy_N * active_RN.any(0))
+
+
+def plain(case: Case, terms: list[Term], dtype: torch.dtype = torch.float64) -> tuple[LossOutput, list[Tensor]]:
+    """Outputs of the naive loss, and its gradients of hidden states and head."""
+    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in case.leaves()]
+    output = naive_loss(*leaves, case.token_N, terms)
+    return output, list(torch.autograd.grad(output.total, leaves))
+
+
+def routed(case: Case, terms: list[Term], chunk: int = 4) -> tuple[LossOutput, list[Tensor]]:
+    output = routed_loss(case.hidden_NH, case.head_VH, case.token_N, terms, chunk)
+    return output, list(torch.autograd.grad(output.total, case.leaves()))
+
+
+def assert_same(actual, expected, rtol=2e-5, atol=2e-6):
+    for a, b in zip((*actual[0], *actual[1]), (*expected[0], *expected[1]), strict=True):
+        torch.testing.assert_close(a.detach().to(b.dtype), b.detach(), rtol=rtol, atol=atol)
+
+
+every_mix = pytest.mark.parametrize("mix", Case().terms())
+
+
+@every_mix
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_equals_plain_autograd_on_full_logits(mix, dtype):
+    """Total, per-token divergences, entropies and both gradients, for hard and soft mixes of terms."""
+    case = Case()
+    terms = case.terms()[mix]
+    assert_same(routed(case, terms), plain(case, terms, dtype))
+
+
+@every_mix
+@pytest.mark.parametrize("chunk", [1, 3, N, N + 1, 1000])
+def test_chunk_size_changes_nothing(mix, chunk):
+    """One token at a time, or all at once: the same loss and gradients."""
+    case = Case()
+    terms = case.terms()[mix]
+    assert_same(routed(case, terms, chunk), routed(case, terms, 4), rtol=1e-5, atol=1e-6)
+
+
+def test_one_token_against_the_naive_reference():
+    """The whole path from hidden state to divergence and hidden gradient, against loops in float64."""
+    case = Case(count=1)
+    options = {"kind": "rkl", "support": "topk", "closure": "tail", "k": 5}
+    output, (grad_NH, _) = routed(case, [Term(TAIL, torch.ones(1), case.teacher)])
+    head, target = case.head_VH.tolist(), (case.teacher.hidden_NH @ case.teacher.head_VH.T)[0].tolist()
+
+    def value(hidden):
+        logits = [sum(x * w for x, w in zip(hidden, row, strict=True)) for row in head]
+        return reference.divergence(logits, target, int(case.token_N), **options)
+
+    hidden = case.hidden_NH[0].tolist()
+    assert output.total.item() == pytest.approx(value(hidden), rel=1e-5)
+    assert grad_NH[0].tolist() == pytest.approx(reference.gradient(value, hidden), rel=1e-4, abs=1e-5)
+
+
+def test_gradient_is_scaled_by_what_comes_after():
+    """Dividing by a count, scaling, or adding two losses acts on the gradients as on any other tensor."""
+    case = Case()
+    terms = case.terms()["hard routing"]
+    _, once = routed(case, terms)
+    for factor in (1 / 37, -2.0, 0.0):
+        total = routed_loss(*case.leaves(), case.token_N, terms).total
+        for grad, expected in zip(torch.autograd.grad(total * factor, case.leaves()), once, strict=True):
+            torch.testing.assert_close(grad, expected * factor)
+    (routed_loss(*case.leaves(), case.token_N, terms).total / 2).backward()
+    (routed_loss(*case.leaves(), case.token_N, terms).total / 2).backward()
+    torch.testing.assert_close(case.hidden_NH.grad, once[0])
+    torch.testing.assert_close(case.head_VH.grad, once[1])
+
+
+def test_head_tied_to_the_embedding_collects_both_gradients():
+    """The same weight makes the hidden states (as embedding) and the logits (as a slice, without its padded rows)."""
+    case = Case()
+    terms = case.terms()["soft, overlapping"]
+    padded_VH = torch.cat([case.head_VH.detach(), torch.ones(3, H)])
+    grads = []
+    for loss in (routed_loss, naive_loss):
+        weight_VH = padded_VH.clone().requires_grad_()
+        hidden_NH = torch.tanh(weight_VH[case.token_N] * 1.5)
+        loss(hidden_NH, weight_VH[:V], case.token_N, terms).total.backward()
+        grads.append(weight_VH.grad)
+    torch.testing.assert_close(*grads, rtol=2e-5, atol=2e-6)
+    assert (grads[0][V:] == 0).all()
+
+
+def test_padded_vocabulary_rows_have_no_probability():
+    """Rows past the vocabulary, however large, change nothing once they are sliced off the head."""
+    case = Case()
+    terms = case.terms()["hard routing"]
+    expected = routed(case, terms)
+    padded = torch.cat([case.head_VH.detach(), torch.full((5, H), 50.0)])
+    case.head_VH = padded[:V].detach().requires_grad_()
+    target = replace(case.teacher, head_VH=torch.cat([case.teacher.head_VH, torch.full((5, 2 * H + 1), 50.0)])[:V])
+    assert_same(routed(case, [replace(terms[0], target=target), *terms[1:]]), expected)
+
+
+@pytest.mark.parametrize("frozen", ["head", "hidden", "both"])
+def test_frozen_parts_get_no_gradient(frozen):
+    """A frozen LM head (LoRA) or frozen trunk: the other's gradient is what it was."""
+    case = Case()
+    terms = case.terms()["hard routing"]
+    expected, grads = routed(case, terms)
+    case.head_VH.requires_grad_(frozen == "hidden")
+    case.hidden_NH.requires_grad_(frozen == "head")
+    output = routed_loss(case.hidden_NH, case.head_VH, case.token_N, terms, 4)
+    torch.testing.assert_close(output.total.detach(), expected.total.detach())
+    assert output.total.requires_grad == (frozen != "both")
+    if frozen != "both":
+        output.total.backward()
+    for leaf, grad, free in zip(case.leaves(), grads, (frozen == "head", frozen == "hidden"), strict=True):
+        assert leaf.grad is None if not free else torch.allclose(leaf.grad, grad)
+
+
+def test_targets_get_no_gradient():
+    """Even a target that is part of the student's graph (live S⁺, not detached) stays untouched."""
+    case = Case()
+    live_NH, live_VH = (x.clone().requires_grad_() for x in (case.self_target.hidden_NH, case.self_target.head_VH))
+    target = Scored(live_NH * 1.0, live_VH * 1.0, torch.zeros(N), torch.zeros(N))
+    weight_N = torch.ones(N, requires_grad=True)
+    output = routed_loss(*case.leaves(), case.token_N, [Term(JS, weight_N, target), Term(TAIL, weight_N, target)])
+    output.total.backward()
+    assert live_NH.grad is None and live_VH.grad is None and weight_N.grad is None
+    assert not output.divergence_RN.requires_grad and not output.entropy_N.requires_grad
+
+
+def unweighted(case: Case) -> list[Term]:
+    return [Term(divergence, torch.zeros_like(case.teacher.logp_N), case.teacher) for divergence in (TAIL, JS, SAMPLED)]
+
+
+NOTHING_TO_LEARN = {
+    "no terms": (N, lambda case: []),
+    "all weights zero": (N, unweighted),
+    "no tokens": (0, unweighted),
+    "no tokens, no terms": (0, lambda case: []),
+}
+
+
+@pytest.mark.parametrize(("count", "terms"), NOTHING_TO_LEARN.values(), ids=NOTHING_TO_LEARN)
+@pytest.mark.parametrize("chunk", [1, 256])
+def test_nothing_to_learn_is_a_zero_that_backward_accepts(count, terms, chunk):
+    """Empty responses or everything masked: zero loss, zero (not missing, not NaN) gradients for both leaves."""
+    case = Case(count)
+    terms = terms(case)
+    output = routed_loss(*case.leaves(), case.token_N, terms, chunk)
+    (output.total / 3).backward()
+    assert output.total.item() == 0
+    assert output.divergence_RN.shape == (len(terms), count) and (output.divergence_RN == 0).all()
+    assert output.entropy_N.shape == (count,) and (output.entropy_N == 0).all()
+    for leaf in case.leaves():
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, N])
+def test_logits_exist_for_one_chunk_at_a_time_and_only_where_needed(chunk):
+    """A divergence never sees more than `chunk` tokens, and each active token just once."""
+    case = Case()
+    seen = []
+
+    def recording(logp_student_NV, logp_target_NV, token_N):
+        assert len(logp_student_NV) == len(logp_target_NV) == len(token_N) <= chunk
+        seen.extend(token_N.tolist())
+        return TAIL(logp_student_NV, logp_target_NV, token_N)
+
+    weight_N = case.weights(0.0, 0.5, 1.0)
+    output, _ = routed(case, [Term(recording, weight_N, case.teacher)], chunk)
+    assert seen == case.token_N[weight_N != 0].tolist()
+    assert (output.entropy_N != 0).tolist() == (weight_N != 0).tolist()
+
+
+def test_a_masked_token_cannot_spoil_the_loss():
+    """Weight 0 means not evaluated: a token whose hidden state is NaN has no part in anything."""
+    case = Case()
+    terms = [Term(TAIL, case.weights(0.0, 1.0), case.teacher)]
+    with torch.no_grad():
+        case.hidden_NH[0] = float("nan")
+    output, (grad_NH, grad_VH) = routed(case, terms)
+    assert output.total.isfinite() and grad_NH.isfinite().all() and grad_VH.isfinite().all()
+    assert (grad_NH[::2] == 0).all() and (grad_NH[1::2] != 0).any(-1).all()
+
+
+def test_teacher_equal_to_student_has_no_loss():
+    """The target is the student itself: loss and gradients vanish for every divergence that has a minimum there."""
+    case = Case()
+    itself = score_tokens(*case.leaves(), case.token_N)
+    output, grads = routed(case, [Term(d, case.weights(1.0), itself) for d in (TAIL, JS)])
+    assert output.total.abs() < 1e-6 and all(grad.abs().max() < 1e-6 for grad in grads)
+
+
+# Dtypes
+
+
+@pytest.mark.parametrize(
+    ("hidden", "head"),
+    [
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float64, torch.float64),
+    ],
+    ids=["bf16", "bf16 hidden, fp32 head", "fp32 hidden, bf16 head", "fp64"],
+)
+def test_other_dtypes(hidden, head):
+    """Half precision is finite and near the float64 loss of the same numbers; gradients have their leaf's dtype."""
+    case = Case(dtype=hidden, head_dtype=head)
+    terms = case.terms()["hard routing"]
+    output, grads = routed(case, terms)
+    assert output.total.dtype == torch.float32
+    assert [grad.dtype for grad in grads] == [hidden, head]
+    tolerance = 1e-5 if torch.bfloat16 not in (hidden, head) else 0.05
+    expected, exact = plain(case, terms)
+    assert output.total.item() == pytest.approx(expected.total.item(), rel=tolerance)
+    for grad, wanted in zip(grads, exact, strict=True):
+        assert (grad.double() - wanted).norm() < tolerance * wanted.norm()
+
+
+def test_autocast_does_not_touch_the_precision():
+    """Inside an autocast region (`train.bf16`, float32 weights) loss and gradients are those computed outside."""
+    case = Case()
+    terms = case.terms()["soft, overlapping"]
+    expected = routed(case, terms)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = routed(case, terms)
+    assert_same(actual, expected)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("chunk", [1, 3, N, 1000])
+@pytest.mark.parametrize("count", [0, 1, N])
+def test_score_tokens_equals_the_naive_reference(count, chunk):
+    """Log-probability of the sampled token and entropy, in nats, without gradient; zero tokens give empty scores."""
+    case = Case(count)
+    scored = score_tokens(*case.leaves(), case.token_N, chunk)
+    rows = (case.hidden_NH.double() @ case.head_VH.double().T).tolist()
+    logp = [reference.log_softmax(row)[token] for row, token in zip(rows, case.token_N.tolist(), strict=True)]
+    assert scored.logp_N.tolist() == pytest.approx(logp, rel=1e-5)
+    assert scored.entropy_N.tolist() == pytest.approx([reference.entropy(row) for row in rows], rel=1e-5)
+    assert not scored.logp_N.requires_grad and not scored.entropy_N.requires_grad
+    assert scored.hidden_NH is case.hidden_NH and scored.head_VH is case.head_VH
+
+
+def test_half_precision_scores_are_float32():
+    """Softmax over bfloat16 logits would keep 3 digits: scores of the same logits agree to 1e-5."""
+    case = Case(dtype=torch.bfloat16)
+    scored = score_tokens(*case.leaves(), case.token_N)
+    logits_NV = (case.hidden_NH @ case.head_VH.T).double()
+    expected_N = logits_NV.log_softmax(-1).gather(-1, case.token_N[:, None])[:, 0]
+    assert scored.logp_N.dtype == scored.entropy_N.dtype == torch.float32
+    torch.testing.assert_close(scored.logp_N.double(), expected_N.detach(), rtol=1e-5, atol=1e-5)

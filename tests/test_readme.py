@@ -1,0 +1,87 @@
+"""The README is about this repository: what it names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vlm_dopd.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+TOP = "assets|evals|privileged|tests|vlm_dopd|docs|dev|shared|\\.ci"
+PLACEHOLDER = re.compile(
+    r"[A-Z]{2,}|\.\.\.|…|\bmy|\byour|<|\{"
+)  # NAME, my_builder.py, <run>: for the reader to fill in
+
+
+@pytest.fixture(scope="module")
+def text():
+    assert README.is_file(), "README.md is missing: pyproject.toml names it, and the wheel cannot be built without it"
+    return README.read_text(encoding="utf-8")
+
+
+def code(text):
+    """Fenced blocks and inline code: what a reader may copy."""
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return [*fenced, *re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))]
+
+
+def test_every_path_exists(text):
+    """Anything in code that starts with one of our folders is a file, a folder or a pattern that matches some."""
+    found = {m for c in code(text) for m in re.findall(rf"(?<![\w/.-])(?:\./)?((?:{TOP})/[\w./*-]*)", c)}
+    paths = {path.rstrip(".") for path in found if not PLACEHOLDER.search(path)}
+    missing = sorted(path for path in paths if not list(ROOT.glob(path.rstrip("/"))))
+    assert not missing, f"README.md names what is not there: {missing}"
+
+
+def test_every_python_file_of_the_tree_listing_exists(text):
+    """Names like `routing.py` occur somewhere in the repository."""
+    names = {m for c in code(text) for m in re.findall(r"(?<![\w/.-])(\w+\.py)\b", c)}
+    folders = ("assets", "evals", "privileged", "tests", "vlm_dopd")
+    present = {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    missing = sorted(name for name in names - present if not PLACEHOLDER.search(name))
+    assert not missing, f"README.md names what is not there: {missing}"
+
+
+def test_every_link_leads_somewhere(text):
+    """Relative links and pictures point at files of the repository, anchors at headings."""
+    links = re.findall(r"\]\(([^)\s]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"", text)
+    headings = re.findall(r"^#+ +(.*)$", text, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for link in (first or second for first, second in links):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).exists(), f"README.md links to {path}, which is not there"
+        assert path or anchor in anchors, f"README.md links to the heading #{anchor}, which is not there"
+
+
+def test_every_make_target_exists(text):
+    """`make X` in code is a target of the Makefile; demo and test are shown."""
+    targets = set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    mentioned = {m for c in code(text) for m in re.findall(r"(?:^|[\s;&(])make ([a-z][\w-]*)", c)}
+    assert mentioned <= targets, f"README.md names targets that the Makefile lacks: {sorted(mentioned - targets)}"
+    assert {"demo", "test"} <= mentioned
+
+
+def test_every_sub_command_and_option_exists(text):
+    """`vlm-dopd X --y` in code: X is a command, --y is one of its options; every command is shown."""
+    commands = {c.name or c.callback.__name__: c.callback for c in app.registered_commands}
+    calls = [m for c in code(text) for m in re.findall(r"(?:vlm-dopd|-m vlm_dopd)[ \t]+([a-z]\w*)([^\n`#]*)", c)]
+    mentioned = {name for name, _ in calls}
+    assert mentioned <= set(commands), f"README.md names commands that do not exist: {mentioned - set(commands)}"
+    assert mentioned == set(commands), f"README.md does not show: {set(commands) - mentioned}"
+    for name, rest in calls:
+        known = {f"--{argument.replace('_', '-')}" for argument in commands[name].__annotations__} | {"--help"}
+        wrong = set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest)) - known
+        assert not wrong, f"README.md gives `vlm-dopd {name}` options it does not have: {sorted(wrong)}"
+
+
+def test_every_builder_and_method_is_named(text):
+    """A user learns what there is to choose from."""
+    from privileged import available
+    from vlm_dopd import methods
+
+    missing = [name for name in [*available(), *methods.available()] if not re.search(rf"\b{name}\b", text)]
+    assert not missing, f"README.md does not name: {missing}"
