@@ -236,8 +236,12 @@ def test_dopd_logs_the_gaps_of_rows_with_privilege():
     assert [figures[f"gap/{name}"] for name in ("mean", "p50", "p95")] == pytest.approx([2, 2, 2.9])
 
 
-@pytest.mark.parametrize("trim", [-0.1, 1.0, 5.0])
-def test_dopd_refuses_an_impossible_trim(trim):
-    """A share below 0 or from 1 up is an error. At 1 no gap is left: NaN thresholds would make every token LL."""
-    with pytest.raises(ValueError, match="trim"):
-        DOPD(trim=trim)
+@pytest.mark.parametrize(
+    "options",
+    [{"trim": -0.1}, {"trim": 1.0}, {"trim": 5.0}, {"beta_light": -0.1}, {"beta_weak": -0.1}],
+    ids=str,
+)
+def test_dopd_refuses_impossible_options(options):
+    """A strength below 0, or a trim that leaves no gap: NaN thresholds would make every token LL without a word."""
+    with pytest.raises(ValueError, match=next(iter(options))):
+        DOPD(**options)

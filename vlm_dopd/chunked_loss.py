@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from .divergences import Divergence
@@ -80,7 +81,8 @@ def routed_loss(
 
     A term is evaluated only where its weight is not zero. No active token gives a zero that backward accepts.
     """
-    total, divergence_RN, entropy_N = _RoutedLoss.apply(hidden_NH, head_VH, token_N, tuple(terms), chunk)
+    with torch.autocast(hidden_NH.device.type, enabled=False):  # its gradient products too are in the head's dtype
+        total, divergence_RN, entropy_N = _RoutedLoss.apply(hidden_NH, head_VH, token_N, tuple(terms), chunk)
     return LossOutput(total, divergence_RN, entropy_N)
 
 
@@ -93,8 +95,9 @@ class _RoutedLoss(torch.autograd.Function):
         divergence_RN = torch.zeros(len(terms), token_N.numel(), device=hidden_NH.device)
         entropy_N = torch.zeros(token_N.numel(), device=hidden_NH.device)
         for row, term in enumerate(terms):
-            for index in term.weight_N.nonzero()[:, 0].split(chunk):
-                h_nH, weight_n = hidden_NH[index], term.weight_N[index].float()
+            active = term.weight_N.nonzero()[:, 0]
+            for index in active.split(chunk) if active.numel() else ():
+                h_nH, weight_n = hidden_NH[index].to(head_VH.dtype), term.weight_N[index].float()
                 target_nV = log_softmax(term.target.hidden_NH[index], term.target.head_VH)
                 with torch.enable_grad():
                     logits_nV = _logits(h_nH, head_VH).detach().requires_grad_()
@@ -109,16 +112,18 @@ class _RoutedLoss(torch.autograd.Function):
                 grad_hidden_NH.index_add_(0, index, (grad_nV @ head_VH).float())
                 if grad_head_VH is not None:
                     grad_head_VH += (grad_nV.T @ h_nH).float()
-        ctx.save_for_backward(grad_hidden_NH.to(hidden_NH.dtype), grad_head_VH)
-        ctx.head_dtype = head_VH.dtype
+        ctx.save_for_backward(grad_hidden_NH, grad_head_VH)
+        ctx.dtypes = hidden_NH.dtype, head_VH.dtype
         ctx.mark_non_differentiable(divergence_RN, entropy_N)
         return total, divergence_RN, entropy_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_total, *_):  # type: ignore[override]
-        grad_hidden_NH, grad_head_VH = ctx.saved_tensors
-        head = None if grad_head_VH is None else (grad_total * grad_head_VH).to(ctx.head_dtype)
-        return grad_total.to(grad_hidden_NH.dtype) * grad_hidden_NH, head, None, None, None
+        grads = [
+            None if g is None else (grad_total * g).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *grads, None, None, None
 
 
 def _logits(hidden_NH: Tensor, head_VH: Tensor) -> Tensor:

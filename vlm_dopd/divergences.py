@@ -13,11 +13,11 @@ The support says over which tokens the sum runs, the closure what becomes of the
     topk      the student's K most probable tokens (the expectation of rkl is under the student), closed by
                 tail     one more bin with the remaining mass of each side; a lower bound of the full divergence
                 renorm   both sides divided by their mass on the support
-                raw      full-softmax probabilities, the rest dropped. Its gradient has an extra ∇Σ_K S, which pushes
-                         mass off the support even where S = T: for comparison with other code only
+                raw      full-softmax probabilities, the rest dropped. The gradient of rkl then has an extra ∇Σ_K S,
+                         which pushes mass off the support even where S = T (fkl pulls it on): for comparison only
                 raw_sg   Σ_K S·sg[log S − log T], the raw gradient without that term (rkl only)
     sampled   the one token that was drawn, as a policy gradient −sg[A]·log S(y) whose expected gradient is that of the
-              full divergence (w = T(y)/S(y)): rkl A = log w, fkl A = w, js A = (1−β)·log(β·w + 1 − β).
+              full divergence (w = T(y)/S(y)): rkl A = log w, fkl A = min(w, MAX_RATIO), js A = (1−β)·log(β·w + 1 − β).
 
 sg is the stop-gradient. Targets never get a gradient. Values are in nats, in the input's dtype: pass float32.
 """
@@ -102,7 +102,7 @@ class Divergence:
 
 
 def _kl(logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
-    """KL(p‖q) summed over columns. The inputs are finite: log-softmax never gives −inf, even where p underflows."""
+    """KL(p‖q) summed over columns. Inputs are finite: a log-softmax of finite logits is, even where p underflows."""
     return (logp_NC.exp() * (logp_NC - logq_NC)).sum(-1)
 
 

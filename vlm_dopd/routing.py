@@ -47,8 +47,8 @@ def gaps(logp_student_N: Tensor, logp_teacher_N: Tensor) -> Tensor:
 def thresholds(logp_student_N: Tensor, logp_teacher_N: Tensor, trim: float = 0.05) -> Thresholds:
     """Statistics over the tokens of a whole window that have p; no tokens give thresholds nothing can reach.
 
-    float64 and summed in sorted order, so that equal gaps have exactly their own value as mean and the result does
-    not depend on how the tokens were spread over micro-batches and ranks.
+    float64 and summed in sorted order, so that the result does not depend on how the tokens were spread over
+    micro-batches and ranks; a mean is kept within its own values, so that equal gaps are all high whatever the rounding.
     """
     if logp_student_N.numel() == 0:
         return Thresholds(gap=float("inf"), confidence=float("inf"))
@@ -56,7 +56,7 @@ def thresholds(logp_student_N: Tensor, logp_teacher_N: Tensor, trim: float = 0.0
     gap_N = gaps(student_N, teacher_N).sort().values
     kept = gap_N[: gap_N.numel() - int(trim * gap_N.numel())]
     confidence = student_N.exp().sort().values.mean() + teacher_N.exp().sort().values.mean()
-    return Thresholds(gap=kept.mean().item(), confidence=confidence.item())
+    return Thresholds(gap=kept.mean().clamp(kept[0], kept[-1]).item(), confidence=confidence.item())
 
 
 def route(logp_student_N: Tensor, logp_teacher_N: Tensor, has_privilege_N: Tensor, at: Thresholds) -> Tensor:

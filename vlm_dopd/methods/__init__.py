@@ -1,8 +1,8 @@
 """Methods: one file each. A method says which roles it needs, how tokens are weighted, and which divergence they get.
 
-`get_method("dopd", beta_light=0.5)` imports `methods/dopd.py`. A method file has two names: `METHOD`, a frozen
-dataclass whose fields are the options (their defaults are the vetted setting), and nothing that touches a
-model or a trainer. Outside the tree the same file is found through the entry-point group `vlm_dopd.methods`.
+`find("dopd")` imports `methods/dopd.py`. A method file has one public name, `METHOD`: a frozen dataclass whose fields
+are the options (their defaults are the vetted setting). It touches neither a model nor a trainer. Outside the tree the
+same file is found through the entry-point group `vlm_dopd.methods`.
 """
 
 from __future__ import annotations

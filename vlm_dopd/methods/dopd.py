@@ -76,7 +76,7 @@ class DOPD:
         return member_RN * strength_R.unsqueeze(-1), self._figures(scores, member_RN, gaps(student_N, teacher_N))
 
     def _figures(self, scores: WindowScores, member_RN: Tensor, gap_N: Tensor) -> dict[str, float]:
-        share_R = member_RN.float().mean(-1).tolist()
+        share_R = (member_RN.sum(-1) / max(member_RN.shape[1], 1)).tolist()
         figures = {f"share/{regime.name}": share_R[regime] for regime in Regime}
         gap_N = gap_N[scores.has_privilege_N].float()
         if gap_N.numel():
