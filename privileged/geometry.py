@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 Box = tuple[float, float, float, float]
+Point = tuple[float, float]
 
 REL1000 = 1000
 """Qwen3-VL grounds in integers 0..1000 of the whole image, x first, independent of any resizing."""

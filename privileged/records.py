@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import DataError
-from .geometry import Box
+from .geometry import Box, Point
 
 SCHEMA = "privileged/1"
 
@@ -24,15 +24,23 @@ COORDS = {"unit": "px", "order": "xyxy", "space": "display"}
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A labelled place in one image of the sample. `box` is px, xyxy, half-open, upright image.
+    """A labelled place in one image of the sample, in px of the upright image.
 
-    `extra` holds the keys of the JSON object that are not ours (score, polygon, …), as they were.
+    `box` is xyxy, half-open. `polygon` is the outline, `points` are named keypoints (no entry for one not labelled),
+    `text` is what is written there, `caption` a sentence about it. `extra` holds the keys of the JSON object that are
+    not ours, as they were.
     """
 
     label: str
     box: Box
     image: int = 0
     id: str = ""
+    score: float | None = None
+    polygon: tuple[Point, ...] | None = None
+    points: dict[str, Point] = field(default_factory=dict)
+    text: str | None = None
+    caption: str | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -45,6 +53,13 @@ class Region:
         if len(edges) != 4 or not all(isinstance(e, int | float) and math.isfinite(e) for e in edges):
             raise DataError(f"{where}: box: expected four finite numbers [x0, y0, x1, y1], got {self.box!r}")
         object.__setattr__(self, "box", tuple(map(float, edges)))
+        if self.polygon is not None:
+            object.__setattr__(self, "polygon", tuple(_point(where, "polygon", point) for point in self.polygon))
+        points = {name: _point(where, f"points.{name}", point) for name, point in (self.points or {}).items()}
+        object.__setattr__(self, "points", points)
+        for name in ("text", "caption"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise DataError(f"{where}: {name}: expected a string, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +82,8 @@ class PrivilegedRecord:
     sample_id: str
     regions: tuple[Region, ...] = ()
     notes: tuple[Note, ...] = ()
+    relations: tuple[tuple[str, str, str], ...] = ()
+    """(region id, predicate, region id)."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -91,6 +108,7 @@ class PrivilegedRecord:
                 sample_id=str(row.pop("sample_id")),
                 regions=_parts(Region, "regions", row.pop("regions", ()), ("label", "box")),
                 notes=_parts(Note, "notes", row.pop("notes", ()), ("text",)),
+                relations=_triples(row.pop("relations", ())),
                 extra=row,
             )
         except DataError as error:
@@ -98,12 +116,11 @@ class PrivilegedRecord:
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back as an equal record."""
-        regions = [
-            {"id": r.id, "image": r.image, "label": r.label, "box": [*map(_tidy, r.box)], **r.extra}
-            for r in self.regions
-        ]
+        regions = [_region_row(region) for region in self.regions]
         notes = [{"kind": n.kind, "text": n.text, **n.extra} for n in self.notes]
         row = {"schema": SCHEMA, "sample_id": self.sample_id, "coords": COORDS, "regions": regions, "notes": notes}
+        if self.relations:
+            row["relations"] = [list(triple) for triple in self.relations]
         return json.dumps(row | self.extra, ensure_ascii=False)
 
 
@@ -134,6 +151,34 @@ def _parts(cls: type, name: str, rows: Any, required: tuple[str, ...]) -> tuple[
         ours = {key: value for key, value in row.items() if key in known}
         parts.append(cls(**ours, extra={key: value for key, value in row.items() if key not in known}))
     return tuple(parts)
+
+
+def _point(where: str, name: str, value: Any) -> Point:
+    fits = isinstance(value, list | tuple) and len(value) == 2
+    if not fits or not all(isinstance(v, int | float) and math.isfinite(v) for v in value):
+        raise DataError(f"{where}: {name}: expected two finite numbers [x, y], got {value!r}")
+    return float(value[0]), float(value[1])
+
+
+def _triples(rows: Any) -> tuple[tuple[str, str, str], ...]:
+    if not isinstance(rows, list | tuple):
+        raise DataError(f"relations: expected a list, got {str(rows)[:60]!r}")
+    for row in rows:
+        if not isinstance(row, list | tuple) or len(row) != 3 or not all(isinstance(part, str) for part in row):
+            raise DataError(f"relations: expected [region id, predicate, region id], got {str(row)[:60]!r}")
+    return tuple((row[0], row[1], row[2]) for row in rows)
+
+
+def _region_row(region: Region) -> dict[str, Any]:
+    """The JSON object of `region`; what it does not have is left out."""
+    row: dict[str, Any] = {"id": region.id, "image": region.image, "label": region.label}
+    row["box"] = [*map(_tidy, region.box)]
+    if region.polygon is not None:
+        row["polygon"] = [[*map(_tidy, point)] for point in region.polygon]
+    if region.points:
+        row["points"] = {name: [*map(_tidy, point)] for name, point in region.points.items()}
+    optional = {name: getattr(region, name) for name in ("score", "text", "caption", "attributes")}
+    return row | {name: value for name, value in optional.items() if value not in (None, {})} | region.extra
 
 
 def _tidy(edge: float) -> float | int:

@@ -48,7 +48,7 @@ def thresholds(logp_student_N: Tensor, logp_teacher_N: Tensor, trim: float = 0.0
     """Statistics over the tokens of a whole window that have p; no tokens give thresholds nothing can reach.
 
     float64 and summed in sorted order, so that the result does not depend on how the tokens were spread over
-    micro-batches and ranks; a mean is kept within its own values, so that equal gaps are all high whatever the rounding.
+    micro-batches and ranks; a mean is kept within its own values, so equal gaps are all high whatever the rounding.
     """
     if logp_student_N.numel() == 0:
         return Thresholds(gap=float("inf"), confidence=float("inf"))
