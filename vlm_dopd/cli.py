@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from enum import StrEnum
@@ -90,12 +91,15 @@ def evaluate(
 
 def main() -> None:
     """Console entry: an error that is the user's to fix is one line on stderr and exit code 2."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     from privileged.errors import DataError
 
     from .errors import ConfigError, TrainingError
 
     try:
-        app()
+        with logging_redirect_tqdm():  # log lines above the bars, not through them
+            app()
     except (ConfigError, DataError) as error:
         sys.exit(_fail(error, 2))
     except TrainingError as error:
@@ -103,20 +107,23 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> int:
-    typer.echo(f"vlm-dopd: {error}", err=True)
+    # From a data loader's worker the message comes wrapped in that worker's traceback: its last line is ours.
+    line = str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+    typer.echo(f"vlm-dopd: {line}", err=True)
     return code
 
 
 def _quiet() -> None:
     """Our bars and lines only: loading bars and advice of the libraries would bury them."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("vlm_dopd").setLevel(logging.INFO)
     import datasets
-    from transformers.utils import logging
+    import transformers
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

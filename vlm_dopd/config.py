@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -108,7 +109,8 @@ class RunConfig:
                 raise ConfigError(f"train: {reason}") from None
 
     def _training_words(self) -> tuple[HfArgumentParser, list[str]]:
-        settings = {"report_to": "none", **self.train, "output_dir": self.output_dir}
+        defaults = {"report_to": "none", "disable_tqdm": not sys.stderr.isatty()}
+        settings = {**defaults, **self.train, "output_dir": self.output_dir}
         settings |= {"remove_unused_columns": False, "logging_nan_inf_filter": False}
         settings |= {"average_tokens_across_devices": False}
         words = [word for key, value in settings.items() if value is not None for word in (f"--{key}", *_words(value))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from .evaluation import ask, headline, items
 from .report import write_report
 from .roles import load_policy, load_processor, tokenizer_of
 from .run import train
+
+logger = logging.getLogger(__name__)
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
@@ -68,7 +71,9 @@ def _measure(config: RunConfig, name: str, held_out: SampleDataset) -> list[eval
     policy = load_policy(folder, tokenizer_of(processor))
     questions = items(held_out, get_builder(config.data.builder, **config.data.builder_options), row.view)
     out = Path(config.output_dir) / "evals" / f"{name}.jsonl"
-    return ask(policy.model, processor, questions, config.rollout.max_new_tokens, row.title, out)
+    predictions = ask(policy.model, processor, questions, config.rollout.max_new_tokens, row.title, out)
+    logger.info("%s: %s", row.title, evals.summarise(predictions))
+    return predictions
 
 
 def summarise(config: RunConfig, predictions: dict[str, list[evals.Prediction]], seconds: float) -> dict[str, Any]:

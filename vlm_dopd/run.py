@@ -61,6 +61,7 @@ def train(config: RunConfig) -> Path:
         (run / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(run))
+    (run / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
     return run
 
 

@@ -8,6 +8,7 @@ log                 adds the window's figures to what Trainer logs
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from .packing import Packed
 from .roles import Policy
 from .scoring import student_hidden
 from .window import TrainingBatch, Window, WindowBuilder, gather_object
+
+logger = logging.getLogger(__name__)
 
 
 class DopdTrainer(Trainer):
@@ -108,6 +111,7 @@ class DopdTrainer(Trainer):
             raise TrainingError("evaluation: expected data.eval, got nothing")
         metrics = {f"eval_{name}": value for name, value in self.evaluate_student().items()}
         self.log(metrics)
+        logger.info("step %d: held-out accuracy %.1f %%", self.state.global_step, 100 * metrics["eval_accuracy"])
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

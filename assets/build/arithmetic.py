@@ -6,7 +6,7 @@ import numpy as np
 
 from privileged.records import Note, PrivilegedRecord, Sample
 
-from .scenes import Example
+from .scenes import LIMIT, Example
 
 KINDS = ("plus", "mixed", "less", "story")
 QUESTIONS = {
@@ -18,14 +18,14 @@ QUESTIONS = {
 
 
 def all_problems() -> list[Example]:
-    """Every problem of every kind with a first sum up to 10 and a result in 0..12, each once, in a fixed order."""
+    """Every problem of every kind with every sum up to 12, each once, in a fixed order."""
     problems = []
     for kind in KINDS:
         for a in range(1, 10):
-            for b in range(1, 11 - a):
+            for b in range(1, 10):
                 for c in range(1, 10):
                     total = a + b + c if kind == "plus" else a + b - c
-                    if 0 <= total <= 12:
+                    if a + b <= LIMIT and 0 <= total <= LIMIT:
                         problems.append(_problem(kind, a, b, c, total))
     return problems
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ SIDE = CELL * GRID
 PAPER = np.array([250, 248, 242], dtype=np.float32)
 INKS = {"red": (206, 38, 44), "green": (22, 140, 62), "blue": (36, 74, 214), "orange": (238, 138, 10)}
 COLOURS = tuple(INKS)
+LIMIT = 12  # of a sum
 PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 
 
@@ -47,9 +47,6 @@ class Scene:
 
     pixels: np.ndarray
     items: tuple[Item, ...]
-
-    def of_colour(self, colour: str) -> list[Item]:
-        return [item for item in self.items if item.colour == colour]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,35 +98,26 @@ def _which(scene: Scene, rng: np.random.Generator) -> Asked:
 
 def _colour(scene: Scene, rng: np.random.Generator) -> Asked:
     item = _any(scene, rng)
-    return f"What colour is the {item.digit}?", f"The {item.digit} at the {item.place} is {item.colour}.", item.colour
+    return f"What colour is the {item.digit}?", f"The {item.digit} is {item.colour}.", item.colour
 
 
 def _where(scene: Scene, rng: np.random.Generator) -> Asked:
     item = _any(scene, rng)
-    return f"Where is the {item.digit}?", f"The {item.name} is at the {item.place}.", item.place
+    return f"Where is the {item.digit}?", f"The {item.digit} is at the {item.place}.", item.place
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Asked:
-    counts = Counter(item.colour for item in scene.items)
-    # By count first, then by colour: otherwise nearly every answer is 1.
-    wanted = int(rng.choice(sorted({n for n in counts.values() if n <= 3} or {0})))
-    colours = [colour for colour in COLOURS if counts[colour] == wanted > 0]
-    if not colours:
-        return None
-    colour = str(rng.choice(colours))
-    named = join([str(item.digit) for item in scene.of_colour(colour)])
-    trace = f"The only {colour} digit is {named}." if wanted == 1 else f"The {colour} digits are {named}."
-    return f"How many digits are {colour}?", trace, str(wanted)
+    named = join([str(item.digit) for item in scene.items])
+    return "How many digits are there?", f"The digits are {named}.", str(len(scene.items))
 
 
 def _sum(scene: Scene, rng: np.random.Generator) -> Asked:
-    pairs = [colour for colour in COLOURS if len(scene.of_colour(colour)) == 2]
-    if not pairs:
+    i, k = rng.permutation(len(scene.items))[:2]
+    a, b = scene.items[i], scene.items[k]
+    if (total := a.digit + b.digit) > LIMIT:
         return None
-    colour = str(rng.choice(pairs))
-    a, b = (item.digit for item in scene.of_colour(colour))
-    trace = f"The {colour} digits are {a} and {b}, and {a} plus {b} is {a + b}."
-    return f"What is the sum of the {colour} digits?", trace, str(a + b)
+    trace = f"The {a.place} is {a.digit} and the {b.place} is {b.digit}, and {a.digit} plus {b.digit} is {total}."
+    return f"What is the {a.place} digit plus the {b.place} digit?", trace, str(total)
 
 
 def _largest(scene: Scene, rng: np.random.Generator) -> Asked:
