@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .errors import DataError
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -62,3 +66,169 @@ def reading_order(boxes: list[Box]) -> list[int]:
         order += sorted(line, key=lambda i: (boxes[i][0], i))
         by_top = [i for i in by_top if i not in line]
     return order
+
+
+UNITS = {"px": None, "rel1": 1.0, "percent": 100.0, "rel1000": 1000.0, "resized": None}
+"""What the whole side of an image is in each unit. `px` and `resized` (pixels of the image as the model saw it, the
+convention of Qwen2.5-VL) depend on the image."""
+ORDERS = ("xyxy", "yxyx", "xywh", "cxcywh")
+SPACES = ("display", "stored")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coords:
+    """The coordinates of a file, as its format or its user declares them: nothing here looks at numbers and guesses.
+
+    `order` `yxyx` also means y before x in points. `space` is `stored` if the file was made on the pixels as they lie
+    in the image file, before its EXIF orientation turns them. `resized` is the size that the unit `resized` refers to.
+    """
+
+    unit: str = "px"
+    order: str = "xyxy"
+    space: str = "display"
+    resized: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("unit", tuple(UNITS)), ("order", ORDERS), ("space", SPACES)):
+            if (value := getattr(self, name)) not in known:
+                raise DataError(f"coords: {name}: expected one of {', '.join(known)}, got {value!r}")
+        if (self.unit == "resized") != (self.resized is not None):
+            raise DataError(f"coords: expected a resized size with the unit 'resized' only, got {self}")
+
+    def to_px(self, values: Box, width: int, height: int) -> Box:
+        """Four numbers of this convention as px, xyxy, of the `width` x `height` image (in the same space)."""
+        x0, y0, x1, y1 = to_xyxy(values, self.order)
+        sx, sy = self._sides(width, height)
+        return x0 * width / sx, y0 * height / sy, x1 * width / sx, y1 * height / sy
+
+    def from_px(self, box: Box, width: int, height: int) -> Box:
+        """The inverse of `to_px`, not rounded."""
+        x0, y0, x1, y1 = box
+        sx, sy = self._sides(width, height)
+        return from_xyxy((x0 * sx / width, y0 * sy / height, x1 * sx / width, y1 * sy / height), self.order)
+
+    def point_to_px(self, point: Point, width: int, height: int) -> Point:
+        """Two numbers of this convention as px (x, y)."""
+        x, y = point if self.order != "yxyx" else (point[1], point[0])
+        sx, sy = self._sides(width, height)
+        return x * width / sx, y * height / sy
+
+    def _sides(self, width: int, height: int) -> tuple[float, float]:
+        if self.resized is not None:
+            return float(self.resized[0]), float(self.resized[1])
+        side = UNITS[self.unit]
+        return (float(width), float(height)) if side is None else (side, side)
+
+
+def to_xyxy(values: Box, order: str) -> Box:
+    """Four numbers in one of ORDERS as x0, y0, x1, y1."""
+    a, b, c, d = values
+    if order == "yxyx":
+        return b, a, d, c
+    if order == "xywh":
+        return a, b, a + c, b + d
+    if order == "cxcywh":
+        return a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    return a, b, c, d
+
+
+def from_xyxy(box: Box, order: str) -> Box:
+    """The inverse of `to_xyxy`."""
+    x0, y0, x1, y1 = box
+    if order == "yxyx":
+        return y0, x0, y1, x1
+    if order == "xywh":
+        return x0, y0, x1 - x0, y1 - y0
+    if order == "cxcywh":
+        return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+    return x0, y0, x1, y1
+
+
+def rotated_polygon(box: Box, degrees: float, pivot: str) -> tuple[Point, ...]:
+    """Corners of `box` (px, xyxy) turned clockwise as seen on the screen, from the top left corner on, clockwise.
+
+    `pivot` is `center` (CVAT) or `top_left` (Label Studio). Turn in pixels, never in percent: those of x and y differ.
+    """
+    x0, y0, x1, y1 = box
+    px, py = ((x0 + x1) / 2, (y0 + y1) / 2) if pivot == "center" else (x0, y0)
+    quarter, rest = divmod(degrees, 90.0)
+    if rest == 0:  # keep right angles exact
+        cos, sin = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))[int(quarter) % 4]
+    else:
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+    return tuple((px + (x - px) * cos - (y - py) * sin, py + (x - px) * sin + (y - py) * cos) for x, y in corners)
+
+
+def enclosing_box(points: Iterable[Point]) -> Box:
+    """The smallest box that holds all `points` (at least one)."""
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def polygon_area(points: Sequence[Point]) -> float:
+    """Area inside a ring of points, whichever way it runs."""
+    ring = zip(points, [*points[1:], *points[:1]], strict=True)
+    return abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in ring)) / 2
+
+
+def clip_polygon(points: tuple[Point, ...], width: int, height: int) -> tuple[Point, ...]:
+    """The part of a polygon (px) inside the image; empty if there is none.
+
+    Sutherland and Hodgman, one border after the other: a concave outline that leaves the image twice keeps its two
+    parts joined along the border.
+    """
+    for axis, limit, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        kept: list[Point] = []
+        for a, b in zip(points[-1:] + points[:-1], points, strict=True):
+            inside_a, inside_b = sign * (a[axis] - limit) >= 0, sign * (b[axis] - limit) >= 0
+            if inside_a != inside_b:
+                t = (limit - a[axis]) / (b[axis] - a[axis])
+                across = a[1 - axis] + t * (b[1 - axis] - a[1 - axis])
+                kept.append((float(limit), across) if axis == 0 else (across, float(limit)))
+            if inside_b:
+                kept.append(b)
+        points = tuple(kept)
+    return points
+
+
+def padded_square_to_px(box: Box, width: int, height: int) -> Box:
+    """0..1 of the image centred in a square of its longer side (Visual-CoT's text form) -> px of the image itself."""
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    x0, y0, x1, y1 = box
+    return x0 * side - left, y0 * side - top, x1 * side - left, y1 * side - top
+
+
+def px_to_padded_square(box: Box, width: int, height: int) -> Box:
+    """The inverse of `padded_square_to_px`."""
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    x0, y0, x1, y1 = box
+    return (x0 + left) / side, (y0 + top) / side, (x1 + left) / side, (y1 + top) / side
+
+
+def display_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    """Size of a `width` x `height` stored image once its EXIF `orientation` (1..8) is applied."""
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def point_to_display(point: Point, width: int, height: int, orientation: int) -> Point:
+    """A point of the stored pixels (px of the `width` x `height` file) -> the same spot of the upright image."""
+    x, y = point
+    return {
+        1: (x, y),
+        2: (width - x, y),
+        3: (width - x, height - y),
+        4: (x, height - y),
+        5: (y, x),
+        6: (height - y, x),
+        7: (height - y, width - x),
+        8: (y, width - x),
+    }[orientation]
+
+
+def box_to_display(box: Box, width: int, height: int, orientation: int) -> Box:
+    """A box of the stored pixels -> the same place of the upright image. A reversed box comes back put in order."""
+    x0, y0, x1, y1 = box
+    return enclosing_box(point_to_display(corner, width, height, orientation) for corner in ((x0, y0), (x1, y1)))

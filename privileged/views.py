@@ -2,19 +2,20 @@
 
 The plain view is what the deployed student will see. The privileged view is the same, byte for byte, plus one
 section that holds p, placed between the images and the question, so that the question and its answer-format
-instruction stay next to the answer. Both views therefore end in the same bytes.
+instruction stay next to the answer. Both views therefore end in the same bytes. A builder may also replace the images
+of the privileged view (by crops, say); those of the plain view are never touched.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
 
 from .builders import Builder, PrivilegedBlock
 from .escape import escape
-from .records import Sample
+from .records import PrivilegedRecord, Sample
 
 SEPARATOR = "\n\n"
 
@@ -44,15 +45,24 @@ def plain_view(sample: Sample) -> View:
 def build_views(sample: Sample, builder: Builder) -> Views:
     """Both prompts of `sample`. Raises DataError if the builder cannot render the sample's record."""
     plain = plain_view(sample)
-    block = builder.build(sample, sample.privileged) if sample.privileged else PrivilegedBlock()
+    block = _block(sample, builder)
     if block.empty:
         return Views(plain=plain, privileged=plain, has_privilege=False)
     return Views(plain=plain, privileged=_view(sample, block), has_privilege=True)
 
 
+def _block(sample: Sample, builder: Builder) -> PrivilegedBlock:
+    """What `builder` makes of `sample`. Only one that discloses the answer is given it, and needs no record."""
+    if getattr(builder, "discloses", None) == "answer":
+        return builder.build(sample, sample.privileged or PrivilegedRecord(sample_id=sample.id))
+    if sample.privileged is None:
+        return PrivilegedBlock()
+    return builder.build(replace(sample, answer=None), sample.privileged)
+
+
 def _view(sample: Sample, block: PrivilegedBlock) -> View:
-    content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]
-    images = list(sample.images)
+    images = list(sample.images if block.replace_images is None else block.replace_images)
+    content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
     for part in block.parts:
         if isinstance(part, str):
             content.append({"type": "text", "text": part + SEPARATOR})

@@ -1,18 +1,31 @@
 """What every builder promises, shipped or not, and what the shipped ones write, byte for byte.
 
 What is locked: 1) a builder is a pure, deterministic function of sample and record; 2) its audit text holds no
-coordinates; 3) wrong names, options and boxes are DataErrors that say where; 4) a package finds its way in through
-the entry point.
+coordinates; 3) it says what it discloses, and the answer only on purpose; 4) wrong names, options and boxes are
+DataErrors that say where; 5) a package finds its way in through the entry point.
 """
 
 import copy
 import dataclasses
+import typing
 
 import pytest
 from PIL import Image
 
 from privileged import DataError, Note, PrivilegedRecord, Region, Sample, available, build_views, get_builder
-from privileged.builders import ENTRY_POINTS, boxes, find, hints
+from privileged.builders import (
+    ENTRY_POINTS,
+    Disclosure,
+    _wording,
+    answer,
+    boxes,
+    caption,
+    crops,
+    find,
+    hints,
+    marks,
+    overlay,
+)
 from privileged.records import SCHEMA
 
 BUILDERS = available()
@@ -73,16 +86,36 @@ def test_the_audit_text_is_what_is_disclosed_without_coordinates(name):
     sample = scene(Region(id="r1", label="cup", box=(123, 234, 456, 567)), notes=(Note(text="Look left."),))
     block = built(sample, name)
     assert set(block.audit_text) <= {"cup", "Look left."}
-    assert bool(block.audit_text) == (not block.empty)
+    assert bool(block.audit_text) == (not block.empty and name != "overlay"), "only an overlay discloses no word"
     assert all(text in "".join(part for part in block.parts if isinstance(part, str)) for text in block.audit_text)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_answer_is_not_looked_at(name):
-    """A builder gives the same block whatever the reference answer is."""
+    """A builder gives the same block whatever the reference answer is, unless it discloses it."""
     sample = example(name)
     answered = dataclasses.replace(sample, answer="42")
-    assert built(sample, name) == built(answered, name)
+    assert (built(sample, name) == built(answered, name)) == (get_builder(name).discloses != "answer")
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_builder_says_what_it_discloses(name):
+    """One of the grades, as a fact of the class and not an option; `none` alone discloses nothing."""
+    cls = find(name).BUILDER
+    assert cls.discloses in typing.get_args(Disclosure)
+    assert "discloses" not in {field.name for field in dataclasses.fields(cls)}
+    assert (cls.discloses == "none") == (name == "none")
+    assert (cls.discloses == "answer") == (name == "answer")
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_record_without_anything_gives_an_empty_block(name):
+    """Zero regions and notes: nothing to say, and both views are one object."""
+    for sizes in ((), ((20, 20),), ((20, 20), (30, 30))):
+        block = built(scene(sizes=sizes), name)
+        assert block.empty
+        assert (block.audit_text, block.replace_images, block.left_out) == ((), None, 0)
+        assert not build_views(scene(sizes=sizes), get_builder(name)).has_privilege
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -103,9 +136,9 @@ def test_a_builder_is_a_frozen_dataclass_of_its_options(name):
 
 def test_an_unknown_name_gets_a_suggestion():
     """A near miss is named first, and what there is after it."""
-    with pytest.raises(DataError, match=r"'boxs' is unknown: did you mean 'boxes'\? available: boxes, hints, none"):
+    with pytest.raises(DataError, match=r"'boxs' is unknown: did you mean 'boxes'\? available: answer, boxes, "):
         get_builder("boxs")
-    with pytest.raises(DataError, match="available: boxes"):
+    with pytest.raises(DataError, match="available: answer, boxes"):
         get_builder("../boxes")
 
 
@@ -221,7 +254,15 @@ def test_hints_are_numbered_and_other_notes_left_out():
     assert built(scene(notes=notes[1:2]), "hints").empty
 
 
-@pytest.mark.parametrize("text", [boxes.HEADER, boxes.HEADER_MANY, boxes.FOOTER, hints.HEADER, hints.FOOTER])
+@pytest.mark.parametrize(
+    "text",
+    [
+        value
+        for module in (_wording, answer, boxes, caption, crops, hints, marks, overlay)
+        for name, value in sorted(vars(module).items())
+        if name.startswith(("HEADER", "FOOTER"))
+    ],
+)
 def test_the_wording_does_not_vouch_for_p(text):
     """Notes may be wrong; a policy that is told that they are true trusts wrong boxes (PRIVILEGED.md 3.5)."""
     assert not any(word in text.lower() for word in ("ground truth", "correct", "true", "reference", "privileged"))

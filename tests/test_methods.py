@@ -113,11 +113,11 @@ def test_weights_do_not_depend_on_the_order_of_tokens(name):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("dodp", "did you mean 'dopd'"), ("opdd", "did you mean 'opd'"), ("", "known: dopd, opd"), ("../opd", "unknown")],
+    [("dodp", "did you mean 'dopd'"), ("opdd", "did you mean 'opd'"), ("", "available: dopd, opd"), ("../opd", "unknown")],
 )
 def test_unknown_name_is_answered_with_a_suggestion(name, message):
     """A ConfigError that names the setting, the value and what comes close, or all there is."""
-    with pytest.raises(ConfigError, match=rf"method\.name: '{name}' is unknown.*") as caught:
+    with pytest.raises(ConfigError, match=rf"method\.name: method '{name}' is unknown.*") as caught:
         methods.find(name)
     assert message in str(caught.value)
 

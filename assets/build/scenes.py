@@ -19,7 +19,7 @@ SIDE = CELL * GRID
 PAPER = np.array([250, 248, 242], dtype=np.float32)
 INKS = {"red": (206, 38, 44), "green": (22, 140, 62), "blue": (36, 74, 214), "orange": (238, 138, 10)}
 COLOURS = tuple(INKS)
-LIMIT = 12  # of a sum
+LIMIT = 12  # of every sum that is asked for
 PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 
 
@@ -98,12 +98,7 @@ def _which(scene: Scene, rng: np.random.Generator) -> Asked:
 
 def _colour(scene: Scene, rng: np.random.Generator) -> Asked:
     item = _any(scene, rng)
-    return f"What colour is the {item.digit}?", f"The {item.digit} is {item.colour}.", item.colour
-
-
-def _where(scene: Scene, rng: np.random.Generator) -> Asked:
-    item = _any(scene, rng)
-    return f"Where is the {item.digit}?", f"The {item.digit} is at the {item.place}.", item.place
+    return f"What colour is the {item.place} digit?", f"The {item.place} digit is {item.colour}.", item.colour
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -112,27 +107,36 @@ def _count(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def _sum(scene: Scene, rng: np.random.Generator) -> Asked:
-    i, k = rng.permutation(len(scene.items))[:2]
-    a, b = scene.items[i], scene.items[k]
+    a, b = _two(scene, rng)
     if (total := a.digit + b.digit) > LIMIT:
         return None
     trace = f"The {a.place} is {a.digit} and the {b.place} is {b.digit}, and {a.digit} plus {b.digit} is {total}."
     return f"What is the {a.place} digit plus the {b.place} digit?", trace, str(total)
 
 
-def _largest(scene: Scene, rng: np.random.Generator) -> Asked:
-    largest = max(item.digit for item in scene.items)
-    named = join([str(item.digit) for item in scene.items])
-    return "Which digit is the largest?", f"The digits are {named}, and the largest is {largest}.", str(largest)
+def _difference(scene: Scene, rng: np.random.Generator) -> Asked:
+    b, a = sorted(_two(scene, rng), key=lambda item: item.digit)
+    rest = a.digit - b.digit
+    trace = f"The {a.place} is {a.digit} and the {b.place} is {b.digit}, and {a.digit} minus {b.digit} is {rest}."
+    return f"What is the {a.place} digit minus the {b.place} digit?", trace, str(rest)
+
+
+def _total(scene: Scene, rng: np.random.Generator) -> Asked:
+    digits = [item.digit for item in scene.items]
+    if sum(digits) > LIMIT:
+        return None
+    sums = [f"{sum(digits[:i])} plus {digit} is {sum(digits[: i + 1])}" for i, digit in enumerate(digits) if i]
+    trace = f"The digits are {join(list(map(str, digits)))}, and {', and '.join(sums)}."
+    return "What is the sum of all digits?", trace, str(sum(digits))
 
 
 KINDS: dict[str, Callable[[Scene, np.random.Generator], Asked]] = {
     "which": _which,
     "colour": _colour,
-    "where": _where,
     "count": _count,
     "sum": _sum,
-    "largest": _largest,
+    "difference": _difference,
+    "total": _total,
 }
 
 
@@ -182,6 +186,11 @@ def _jittered(length: int, shift: int, rng: np.random.Generator) -> int:
     """Start of an ink of `length` px in its cell: centred, give or take `shift`, never outside."""
     centred = (CELL - length) // 2 + int(rng.integers(-shift, shift + 1))
     return min(max(centred, 0), CELL - length)
+
+
+def _two(scene: Scene, rng: np.random.Generator) -> tuple[Item, Item]:
+    first, second = rng.permutation(len(scene.items))[:2]
+    return scene.items[first], scene.items[second]
 
 
 def _any(scene: Scene, rng: np.random.Generator) -> Item:

@@ -3,24 +3,33 @@
 A builder file has two names: `BUILDER`, a frozen dataclass whose fields are the options, and `EXAMPLE`, the facts of
 one sample (question, image size, record) to show it with. Outside the tree the same file is found through the
 entry-point group `vlm_dopd.builders`.
+
+Every builder declares what its blocks give away by their nature, as `discloses`:
+
+| grade | what a block holds |
+|---|---|
+| `none` | nothing |
+| `cue` | where to look: places, and the names of what is there |
+| `derivable` | facts from which the answer may follow: captions, text, relations, steps, whatever a user writes |
+| `answer` | the answer, on purpose: only such a builder is handed `sample.answer` |
+
+Whether a cue gives one sample's answer away (three boxes when the question is how many) is for a leak audit to say.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
-import pkgutil
-from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
 
-from ..errors import DataError
+from ..plugins import Plugins
 from ..records import PrivilegedRecord, Sample
 
 ENTRY_POINTS = "vlm_dopd.builders"
+
+Disclosure = Literal["none", "cue", "derivable", "answer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +39,10 @@ class PrivilegedBlock:
     parts: tuple[str | Image.Image, ...] = ()
     audit_text: tuple[str, ...] = ()
     """The fields of the record that the parts disclose, without coordinates: what a leak audit reads."""
+    replace_images: tuple[Image.Image, ...] | None = None
+    """What the privileged view shows instead of the sample's images, before the parts; None: the images themselves."""
+    left_out: int = 0
+    """How many regions, or points, or relations, a limit of the builder left out."""
 
     @property
     def empty(self) -> bool:
@@ -38,35 +51,28 @@ class PrivilegedBlock:
 
 
 class Builder(Protocol):
-    """A pure function of sample and record. It never sees the answer, the network or another sample."""
+    """A pure function of sample and record. It never sees the network or another sample, and the answer only if it
+    `discloses` it: for all others `sample.answer` is None.
+    """
+
+    discloses: ClassVar[Disclosure]
 
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock: ...
 
 
+_PLUGINS = Plugins(kind="builder", package=__name__, path=__path__, group=ENTRY_POINTS)
+
+
 def available() -> list[str]:
     """Names of all builders, those of other packages included."""
-    own = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    return sorted({*own, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+    return _PLUGINS.available()
 
 
 def find(name: str) -> ModuleType:
     """The module of builder `name`. Raises DataError with the close matches if there is none."""
-    if name in (module.name for module in pkgutil.iter_modules(__path__)):
-        return importlib.import_module(f"{__name__}.{name}")
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            return point.load()
-        except Exception as error:  # somebody else's package may fail in any way
-            raise DataError(f"builder {name!r} of {point.value!r} cannot be loaded: {error}") from None
-    close = difflib.get_close_matches(name, available(), n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise DataError(f"builder {name!r} is unknown: {hint}available: {', '.join(available())}")
+    return _PLUGINS.find(name)
 
 
 def get_builder(name: str, **options: Any) -> Builder:
     """Builder `name` with its options. Raises DataError if the name or an option is unknown."""
-    cls = find(name).BUILDER
-    known = {field.name for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(options) - known):
-        raise DataError(f"builder {name!r} has no option {unknown[0]!r}: options: {', '.join(sorted(known)) or 'none'}")
-    return cls(**options)
+    return _PLUGINS.get(name, options)

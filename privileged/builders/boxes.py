@@ -6,67 +6,43 @@ reading order, whatever order the annotator used.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ..errors import DataError
-from ..escape import escape
-from ..geometry import check_box, clamp_box, px_to_rel1000, reading_order
-from ..records import PrivilegedRecord, Region, Sample
-from . import PrivilegedBlock
+from ..records import PrivilegedRecord, Sample
+from . import Disclosure, PrivilegedBlock
+from ._options import check_choice, check_count
+from ._placed import STYLES, box_line, placed
+from ._wording import BOXES, FOOTER, header
 
-# The wording is ours (the paper's prompts are pictures). It does not call the notes true, and it asks the policy not
-# to cite them, because the deployed student cannot.
-HEADER = "Visual notes for this image (coordinates are relative, 0-1000, [x1, y1, x2, y2]):"
-HEADER_MANY = "Visual notes for these images (coordinates are relative to each image, 0-1000, [x1, y1, x2, y2]):"
-FOOTER = (
-    "Use them to look at the right places. Answer the question as if you had only seen the image; "
-    "do not mention these notes, boxes or coordinates."
-)
+HEADER, HEADER_MANY = header(False, BOXES), header(True, BOXES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
     """`style="json"` is the form Qwen3-VL was trained on (34 tokens a box), `"lines"` the thrifty one (20)."""
 
+    discloses: ClassVar[Disclosure] = "cue"
+
     style: str = "json"
     max_regions: int = 20
 
     def __post_init__(self) -> None:
-        if self.style not in ("json", "lines"):
-            raise DataError(f"builder 'boxes': style: expected 'json' or 'lines', got {self.style!r}")
-        if not isinstance(self.max_regions, int) or self.max_regions < 1:
-            raise DataError(f"builder 'boxes': max_regions: expected a number from 1, got {self.max_regions!r}")
+        check_choice("boxes", "style", self.style, STYLES)
+        check_count("boxes", "max_regions", self.max_regions)
 
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock:
         """Raises DataError, with the sample and region, for a box that is not on its image."""
-        lines, labels = [], []
-        for index, image in enumerate(sample.images):
-            regions = [r for r in record.regions if r.image == index]
-            for region in regions:
-                if problem := check_box(region.box, *image.size):
-                    raise DataError(f"sample {sample.id!r}: region {region.id!r}: box {list(region.box)} {problem}")
-            for i in reading_order([r.box for r in regions]):
-                box = px_to_rel1000(clamp_box(regions[i].box, *image.size), *image.size)
-                lines.append(self._line(regions[i], list(box), len(sample.images) > 1))
-                labels.append(regions[i].label)
-        if missing := [r for r in record.regions if r.image >= len(sample.images)]:
-            raise DataError(
-                f"sample {sample.id!r}: region {missing[0].id!r}: expected image < {len(sample.images)}, "
-                f"got {missing[0].image}"
-            )
-        if not lines:
+        places = placed(sample, record)
+        shown, many = places[: self.max_regions], len(sample.images) > 1
+        if not shown:
             return PrivilegedBlock()
-        header = HEADER if len(sample.images) == 1 else HEADER_MANY
-        text = "\n".join([header, *lines[: self.max_regions], FOOTER])
-        return PrivilegedBlock(parts=(text,), audit_text=tuple(labels[: self.max_regions]))
-
-    def _line(self, region: Region, box: list[int], name_image: bool) -> str:
-        label = " ".join(escape(region.label).split())  # one region, one line
-        if self.style == "lines":
-            return f"- {f'image {region.image + 1}: ' if name_image else ''}{label} ({','.join(map(str, box))})"
-        entry = {"image": region.image + 1} if name_image else {}
-        return json.dumps(entry | {"bbox_2d": box, "label": label}, ensure_ascii=False)
+        lines = [box_line(place, self.style, many, label=place.region.label) for place in shown]
+        return PrivilegedBlock(
+            parts=("\n".join([HEADER_MANY if many else HEADER, *lines, FOOTER]),),
+            audit_text=tuple(place.region.label for place in shown),
+            left_out=len(places) - len(shown),
+        )
 
 
 BUILDER = Boxes

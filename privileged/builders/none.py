@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..records import PrivilegedRecord, Sample
-from . import PrivilegedBlock
+from . import Disclosure, PrivilegedBlock
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoPrivilege:
+    discloses: ClassVar[Disclosure] = "none"
+
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock:
         return PrivilegedBlock()
 

@@ -7,16 +7,16 @@ same file is found through the entry-point group `vlm_dopd.methods`.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from privileged.errors import DataError
+from privileged.plugins import Plugins
+
 from ..divergences import Divergence
-from ..errors import ConfigError, closest
+from ..errors import ConfigError
 
 ENTRY_POINTS = "vlm_dopd.methods"
 
@@ -76,16 +76,17 @@ class Method(Protocol):
         ...
 
 
+_PLUGINS = Plugins(kind="method", package=__name__, path=__path__, group=ENTRY_POINTS)
+
+
 def available() -> list[str]:
     """Names of all methods, those of other packages included."""
-    own = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    return sorted({*own, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+    return _PLUGINS.available()
 
 
 def find(name: str) -> type:
     """The class of method `name`. Raises ConfigError with the close match if there is none."""
-    if name in (module.name for module in pkgutil.iter_modules(__path__)):
-        return importlib.import_module(f"{__name__}.{name}").METHOD
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        return point.load().METHOD
-    raise ConfigError(f"method.name: {name!r} is unknown: {closest(name, available())}")
+    try:
+        return _PLUGINS.find(name).METHOD
+    except DataError as error:
+        raise ConfigError(f"method.name: {error}") from None

@@ -1,0 +1,1 @@
+"""Data sets of the reader tests, written by code."""
