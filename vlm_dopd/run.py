@@ -77,7 +77,8 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     teacher = load_policy(config.model.teacher, tokenizer, config.model.teacher_dtype, config.model.allow_download)
     teacher.model.requires_grad_(False).eval().to(args.device)
     if config.model.freeze_vision:
-        logger.info("vision tower frozen: %d parameters", freeze_vision(student.model))
+        frozen = freeze_vision(student.model)
+        logger.info("vision tower frozen: %d parameters", frozen)
     if config.rollout.temperature != 1:
         logger.warning("rollouts at temperature %s; scores and losses at temperature 1", config.rollout.temperature)
     builder = get_builder(config.data.builder, **config.data.builder_options)

@@ -45,7 +45,7 @@ def answer(
         ]
         images = [image for example in batch for image in example.sample.images] or None
         inputs = processor(text=text, images=images, padding=True, return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=48, do_sample=False)
+        output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
         responses += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return responses
 
