@@ -113,7 +113,12 @@ def test_weights_do_not_depend_on_the_order_of_tokens(name):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("dodp", "did you mean 'dopd'"), ("opdd", "did you mean 'opd'"), ("", "available: dopd, opd"), ("../opd", "unknown")],
+    [
+        ("dodp", "did you mean 'dopd'"),
+        ("opdd", "did you mean 'opd'"),
+        ("", "available: dopd, opd"),
+        ("../opd", "unknown"),
+    ],
 )
 def test_unknown_name_is_answered_with_a_suggestion(name, message):
     """A ConfigError that names the setting, the value and what comes close, or all there is."""
