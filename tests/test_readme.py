@@ -1,6 +1,7 @@
 """The README is about this repository: what it names exists."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -96,12 +97,12 @@ def python_block(text, word):
     return block
 
 
-def test_the_builder_of_the_readme_works(text):
+def test_the_builder_of_the_readme_works(text, tmp_path):
     """A reader who copies it has a builder: at most 25 lines, and its example renders."""
     block = python_block(text, "BUILDER")
     assert len(block.splitlines()) <= 25
-    module: dict = {}
-    exec(compile(block, "README.md", "exec"), module)
+    (tmp_path / "labels.py").write_text(block)
+    module = runpy.run_path(str(tmp_path / "labels.py"))
     example = module["EXAMPLE"]
     record = PrivilegedRecord.from_json({"schema": SCHEMA, "sample_id": "s", **example["privileged"]})
     views = build_views(Sample(id="s", question=example["question"], privileged=record), module["BUILDER"]())
@@ -114,7 +115,7 @@ def test_the_reader_lines_of_the_readme_work(text, tmp_path, monkeypatch, capsys
     _, path = write_example("coco", tmp_path)
     path.rename(tmp_path / "instances.json")
     monkeypatch.chdir(tmp_path)
-    module: dict = {}
-    exec(compile(python_block(text, "get_reader"), "README.md", "exec"), module)
+    (tmp_path / "lines.py").write_text(python_block(text, "get_reader"))
+    module = runpy.run_path(str(tmp_path / "lines.py"))
     assert module["records"] and module["records"][0].regions
     assert "kept" in capsys.readouterr().out

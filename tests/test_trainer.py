@@ -192,7 +192,7 @@ def test_prompts_over_budget_fall_back_or_go_and_are_counted(pair, tmp_path, cap
 
 
 def test_five_steps_match_golden_numbers(pair, tmp_path):
-    """Locked: loss, regime shares and gap of five seeded AdamW steps. A pure refactor leaves them alone.
+    """Locked: loss, regime shares and gap of five seeded AdamW steps. A refactor leaves them alone; new assets do not.
 
     Do not refresh them without a decision: delete the file, run this test once, say in the commit why they moved.
     """
