@@ -6,15 +6,12 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
 
-.PHONY: demo test test-all lint assets clean
+.PHONY: demo test lint assets clean
 
 demo: $(VENV)/installed
 	$(BIN)/vlm-dopd demo $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
-
-test-all: lint
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/installed-test
