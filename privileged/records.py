@@ -23,6 +23,34 @@ COORDS = {"unit": "px", "order": "xyxy", "space": "display"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageRef:
+    """An image as a file names it (path under its root, or URL). The size is that of the upright image.
+
+    What is not known is None. `exif_orientation` (1..8) is how the stored pixels lie.
+    """
+
+    path: str
+    width: int | None = None
+    height: int | None = None
+    sha256: str | None = None
+    exif_orientation: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"image {self.path!r}"
+        if not isinstance(self.path, str) or not self.path:
+            raise DataError(f"images: path: expected a non-empty string, got {self.path!r}")
+        for name, low, high in (("width", 1, 10**6), ("height", 1, 10**6), ("exif_orientation", 1, 8)):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and value == int(value) and low <= value <= high):
+                raise DataError(f"{where}: {name}: expected a whole number from {low} to {high}, got {value!r}")
+        if (self.width is None) != (self.height is None):
+            raise DataError(f"{where}: expected width and height, got one of them")
+        if not isinstance(self.sha256, str | None):
+            raise DataError(f"{where}: sha256: expected hexadecimal digits, got {self.sha256!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Region:
     """A labelled place in one image of the sample, in px of the upright image.
 
@@ -47,16 +75,26 @@ class Region:
         where = f"region {self.id!r}"
         if not isinstance(self.label, str) or not self.label.strip():
             raise DataError(f"{where}: label: expected a non-empty string, got {self.label!r}")
-        if not isinstance(self.image, int) or self.image < 0:
+        if not isinstance(self.id, str):
+            raise DataError(f"{where}: id: expected a string, got {self.id!r}")
+        if not isinstance(self.image, int) or isinstance(self.image, bool) or self.image < 0:
             raise DataError(f"{where}: image: expected an index from 0, got {self.image!r}")
         edges = self.box if isinstance(self.box, list | tuple) else ()
-        if len(edges) != 4 or not all(isinstance(e, int | float) and math.isfinite(e) for e in edges):
+        if len(edges) != 4 or not all(map(_is_number, edges)):
             raise DataError(f"{where}: box: expected four finite numbers [x0, y0, x1, y1], got {self.box!r}")
         object.__setattr__(self, "box", tuple(map(float, edges)))
         if self.polygon is not None:
+            if not isinstance(self.polygon, list | tuple):
+                raise DataError(f"{where}: polygon: expected a list of [x, y], got {self.polygon!r}")
             object.__setattr__(self, "polygon", tuple(_point(where, "polygon", point) for point in self.polygon))
+        if self.score is not None and not _is_number(self.score):
+            raise DataError(f"{where}: score: expected a finite number, got {self.score!r}")
+        for name in ("points", "attributes"):
+            if not isinstance(value := getattr(self, name) or {}, dict):
+                raise DataError(f"{where}: {name}: expected an object, got {value!r}")
         points = {name: _point(where, f"points.{name}", point) for name, point in (self.points or {}).items()}
         object.__setattr__(self, "points", points)
+        object.__setattr__(self, "attributes", self.attributes or {})
         for name in ("text", "caption"):
             if not isinstance(value := getattr(self, name), str | None):
                 raise DataError(f"{where}: {name}: expected a string, got {value!r}")
@@ -71,6 +109,8 @@ class Note:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.kind, str):
+            raise DataError(f"note: kind: expected a word, got {self.kind!r}")
         if not isinstance(self.text, str) or not self.text.strip():
             raise DataError(f"note of kind {self.kind!r}: text: expected a non-empty string, got {self.text!r}")
 
@@ -84,6 +124,8 @@ class PrivilegedRecord:
     notes: tuple[Note, ...] = ()
     relations: tuple[tuple[str, str, str], ...] = ()
     """(region id, predicate, region id)."""
+    images: tuple[ImageRef, ...] = ()
+    """The images that the regions were drawn on, in order, where the file says: what a sample is checked against."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -109,6 +151,7 @@ class PrivilegedRecord:
                 regions=_parts(Region, "regions", row.pop("regions", ()), ("label", "box")),
                 notes=_parts(Note, "notes", row.pop("notes", ()), ("text",)),
                 relations=_triples(row.pop("relations", ())),
+                images=_parts(ImageRef, "images", row.pop("images", ()), ("path",)),
                 extra=row,
             )
         except DataError as error:
@@ -119,6 +162,8 @@ class PrivilegedRecord:
         regions = [_region_row(region) for region in self.regions]
         notes = [{"kind": n.kind, "text": n.text, **n.extra} for n in self.notes]
         row = {"schema": SCHEMA, "sample_id": self.sample_id, "coords": COORDS, "regions": regions, "notes": notes}
+        if self.images:
+            row["images"] = [_image_row(image) for image in self.images]
         if self.relations:
             row["relations"] = [list(triple) for triple in self.relations]
         return json.dumps(row | self.extra, ensure_ascii=False)
@@ -126,17 +171,36 @@ class PrivilegedRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One question with its images (upright RGB, possibly none) and, for training, its answer and its p."""
+    """One question with its images (upright RGB, possibly none) and, for training, its answer and its p.
+
+    Raises DataError if the record was made for another sample, or for images of another number or size.
+    """
 
     id: str
     question: str
     images: tuple[Image.Image, ...] = ()
     answer: str | None = None
     privileged: PrivilegedRecord | None = None
+    privileged_images: dict[str, tuple[Image.Image, ...]] = field(default_factory=dict)
+    """Ready pictures of p by the name of their column (`teacher_images`, `bbox_images`), for the builder `column`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.question, str) or not self.question.strip():
             raise DataError(f"sample {self.id!r}: question: expected a non-empty string, got {self.question!r}")
+        if self.privileged is None:
+            return
+        if self.privileged.sample_id != self.id:
+            raise DataError(
+                f"sample {self.id!r}: privileged: expected its own record, got {self.privileged.sample_id!r}"
+            )
+        if (refs := self.privileged.images) and len(refs) != len(self.images):
+            raise DataError(f"sample {self.id!r}: privileged: made for {len(refs)} images, got {len(self.images)}")
+        for ref, image in zip(refs, self.images, strict=bool(refs)):
+            if ref.width is not None and (ref.width, ref.height) != image.size:
+                raise DataError(
+                    f"sample {self.id!r}: privileged: made for {ref.path} of {ref.width}x{ref.height}, got "
+                    f"{image.width}x{image.height}; boxes of another size or orientation would lie elsewhere"
+                )
 
 
 def _parts(cls: type, name: str, rows: Any, required: tuple[str, ...]) -> tuple[Any, ...]:
@@ -153,9 +217,13 @@ def _parts(cls: type, name: str, rows: Any, required: tuple[str, ...]) -> tuple[
     return tuple(parts)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _point(where: str, name: str, value: Any) -> Point:
     fits = isinstance(value, list | tuple) and len(value) == 2
-    if not fits or not all(isinstance(v, int | float) and math.isfinite(v) for v in value):
+    if not fits or not all(map(_is_number, value)):
         raise DataError(f"{where}: {name}: expected two finite numbers [x, y], got {value!r}")
     return float(value[0]), float(value[1])
 
@@ -179,6 +247,11 @@ def _region_row(region: Region) -> dict[str, Any]:
         row["points"] = {name: [*map(_tidy, point)] for name, point in region.points.items()}
     optional = {name: getattr(region, name) for name in ("score", "text", "caption", "attributes")}
     return row | {name: value for name, value in optional.items() if value not in (None, {})} | region.extra
+
+
+def _image_row(image: ImageRef) -> dict[str, Any]:
+    row = {name: getattr(image, name) for name in ("path", "sha256", "width", "height", "exif_orientation")}
+    return {name: value for name, value in row.items() if value is not None} | image.extra
 
 
 def _tidy(edge: float) -> float | int:

@@ -31,7 +31,7 @@ ARROWS = {
     "routing": "torch divergences",
     "chunked_loss": "torch divergences",
     "methods": "torch privileged divergences routing errors",
-    "data": "torch datasets privileged errors",
+    "data": "torch privileged errors",
     "roles": "torch transformers safetensors errors",
     "collate": "torch transformers privileged roles errors",
     "packing": "torch collate",
@@ -50,7 +50,7 @@ ARROWS = {
 }
 # Parsers of annotation formats, in `privileged/readers` alone.
 READERS_ONLY = {"yaml", "pyarrow", "pycocotools"}
-LEAVES = {"privileged": {"numpy", "PIL", "torchvision", *READERS_ONLY}, "evals": {"numpy", "PIL", "tqdm"}}
+LEAVES = {"privileged": {"numpy", "PIL", "datasets", *READERS_ONLY}, "evals": {"numpy", "PIL", "tqdm"}}
 INSTALLED_AS = {"PIL": "pillow"}
 COMES_WITH = {
     "tqdm": "transformers",

@@ -43,7 +43,7 @@ def test_the_example_reads(name, tmp_path):
         for region in sample.record.regions:
             ref = sample.images[region.image]
             assert check_box(region.box, ref.width, ref.height) is None
-            assert (tmp_path / "images" / ref.name).is_file()
+            assert (tmp_path / "images" / ref.path).is_file()
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -143,13 +143,14 @@ def test_wrong_options_are_named(name, options, words):
 PLUGIN = """
 from dataclasses import dataclass
 from privileged import PrivilegedRecord
-from privileged.readers import Annotated, ImageRef
+from privileged.readers import Annotated
+from privileged.records import ImageRef
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
     def read(self, path, report):
         for line in path.read_text().split():
-            yield Annotated(images=(ImageRef(name=line),), record=PrivilegedRecord(sample_id=line))
+            yield Annotated(record=PrivilegedRecord(sample_id=line, images=(ImageRef(path=line),)))
 
 READER = Lines
 EXAMPLE = {"path": "a.lst", "files": {"a.lst": "one two"}}

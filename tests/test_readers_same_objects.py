@@ -37,7 +37,7 @@ def read(folder, kind, size, objects):
     report = Report()
     samples = list(get_reader(reader, image_root=str(folder / "images"), **options).read(path, report))
     assert report.objects == {"kept": len(objects)}
-    assert [(i.name, i.width, i.height) for i in samples[0].images] == [("scene.png", *size)]
+    assert [(i.path, i.width, i.height) for i in samples[0].images] == [("scene.png", *size)]
     return samples
 
 

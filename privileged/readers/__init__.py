@@ -17,28 +17,23 @@ from PIL import Image
 
 from ..checks import Report
 from ..plugins import Plugins
-from ..records import PrivilegedRecord
+from ..records import ImageRef, PrivilegedRecord
 
 ENTRY_POINTS = "vlm_dopd.readers"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageRef:
-    """An image as an annotation file names it. The size is that of the upright image, None if nothing tells it."""
-
-    name: str
-    width: int | None = None
-    height: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annotated:
     """What an annotation file says about one sample. Question and answer are there if the format holds them."""
 
-    images: tuple[ImageRef, ...]
     record: PrivilegedRecord
     question: str | None = None
     answer: str | None = None
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """The images of the record, in order."""
+        return self.record.images
 
 
 class Reader(Protocol):

@@ -16,8 +16,8 @@ from ..checks import KEEPABLE, Dropped, Report
 from ..errors import DataError
 from ..geometry import SPACES, Box, Coords, Point
 from ..images import FORMATS
-from ..records import Note, PrivilegedRecord, Region
-from . import Annotated, ImageRef
+from ..records import ImageRef, Note, PrivilegedRecord, Region
+from . import Annotated
 from ._files import numbers, points, short
 
 PX = Coords()
@@ -225,6 +225,7 @@ class Scope:
             regions=tuple(self.regions),
             notes=notes,
             relations=tuple(r for r in relations if r[0] in ids and r[2] in ids),
+            images=tuple(frame.ref for frame in self._frames),
             extra=extra or {},
         )
         if lost := len(relations) - len(record.relations):
@@ -232,9 +233,7 @@ class Scope:
         if not self.objects and not notes:
             self._report.note("image without annotations", self._where)
         self._report.images["kept"] += 1
-        return Annotated(
-            images=tuple(frame.ref for frame in self._frames), record=record, question=question, answer=answer
-        )
+        return Annotated(record=record, question=question, answer=answer)
 
     def note(self, what: str) -> None:
         """Count something about this sample that changes no fate."""
@@ -301,16 +300,16 @@ def _frame(options: Options, where: str, name: str, declared: tuple[int, int] | 
     if not options.image_root:
         if declared is None:
             problem = ("no image size", f"{where}: {short(name)}: expected a size, got none; give image_root")
-            return _Frame(ImageRef(name=name), 1, problem)
-        return _Frame(ImageRef(name=name, width=declared[0], height=declared[1]))
+            return _Frame(ImageRef(path=name), 1, problem)
+        return _Frame(ImageRef(path=name, width=declared[0], height=declared[1]))
     header = image_header(options.image_root, name)
     if header is None:
         problem = ("image not found", f"{where}: expected an image {short(name)} under image_root, got none")
-        return _Frame(ImageRef(name=name), 1, problem)
+        return _Frame(ImageRef(path=name), 1, problem)
     width, height, exif = header
     display = geometry.display_size(width, height, exif)
     expected = (width, height) if options.space == "stored" else display
-    ref = ImageRef(name=name, width=display[0], height=display[1])
+    ref = ImageRef(path=name, width=display[0], height=display[1], exif_orientation=exif)
     if declared is not None and declared != expected:
         swapped = declared == (expected[1], expected[0])
         sizes = f"{where}: {short(name)}: declared {declared[0]}x{declared[1]}, image {expected[0]}x{expected[1]}"

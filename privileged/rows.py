@@ -1,0 +1,180 @@
+"""Rows of a file <-> samples. One question a row:
+
+| column | what it holds |
+|---|---|
+| `question` | text, required |
+| `images` | list of paths (relative to the data file) or of encoded bytes; `image` for a single one; may be missing |
+| `answer` | reference answer, optional: evaluation needs it, distillation does not |
+| `privileged` | a privileged record as JSON text, optional; JSON text, because Arrow fills nested rows with nulls |
+| `kind` | type of question, optional: figures are given by it |
+| `id` | optional; default is that of the record, or else the file's name and the row's number |
+
+Columns that other toolkits use for p are taken along, for the builder `column`: text in `privileged_context` or
+`teacher_prompt` (text, or chat messages), pictures in `teacher_images` or `bbox_images`.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .errors import DataError
+from .images import load_image
+from .records import PrivilegedRecord, Sample
+
+Rows = Sequence[dict[str, Any]]
+
+TEXT_COLUMNS = ("privileged_context", "teacher_prompt")
+IMAGE_COLUMNS = ("teacher_images", "bbox_images")
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of a .parquet, .jsonl or .json file; pictures in them stay encoded.
+
+    Raises DataError, with the file's name, if it is missing, of another format, or holds no rows with questions.
+    """
+    if path.suffix not in FORMATS:
+        raise DataError(f"{path}: expected a file ending in {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such data file")
+    rows = FORMATS[path.suffix](path)
+    if not len(rows):
+        raise DataError(f"{path}: expected rows, got an empty file")
+    if "question" not in rows[0]:
+        raise DataError(f"{path}: expected a column 'question', got: {', '.join(rows[0])}")
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write JSON lines, one a row, and say how many. The file appears when it is complete."""
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with part.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    part.replace(path)
+    return count
+
+
+def to_sample(row: dict[str, Any], default_id: str, root: Path) -> Sample:
+    """`row` as a sample, its images decoded; paths are relative to `root` and must stay inside it.
+
+    Raises DataError for a row that is not what the table above says.
+    """
+    record = row.get("privileged")
+    record = PrivilegedRecord.from_json(record) if record else None
+    sample_id = _text("id", row.get("id")) or (record.sample_id if record else default_id)
+    texts = {name: text for name in TEXT_COLUMNS if (text := _prompt_text(name, row.get(name)))}
+    pictures = {name: _images(name, row[name], root) for name in IMAGE_COLUMNS if row.get(name)}
+    if texts or pictures:
+        record = record or PrivilegedRecord(sample_id=sample_id)
+        record = replace(record, extra=texts | record.extra)
+    single, many = row.get("image"), row.get("images")
+    if single is not None and many is not None:
+        raise DataError("images: expected a column 'image' or 'images', got both")
+    return Sample(
+        id=sample_id,
+        question=row["question"],
+        images=_images("images", many, root) if single is None else (_image("image", single, root),),
+        answer=_text("answer", row.get("answer")),
+        privileged=record,
+        privileged_images=pictures,
+    )
+
+
+def _images(name: str, sources: Any, root: Path) -> tuple[Image.Image, ...]:
+    if sources is None:
+        return ()
+    if not isinstance(sources, list):
+        raise DataError(f"{name}: expected a list of paths or encoded bytes, got one {type(sources).__name__}")
+    return tuple(_image(name, source, root) for source in sources)
+
+
+def _image(name: str, source: Any, root: Path) -> Image.Image:
+    if isinstance(source, dict):  # how Arrow stores an image: bytes, or the path it came from
+        source = source.get("bytes") or source.get("path")
+    if not isinstance(source, bytes | str):
+        raise DataError(f"{name}: expected a path or encoded bytes, got {type(source).__name__}")
+    return load_image(source, root)
+
+
+def _text(name: str, value: Any) -> str | None:
+    """Ids and answers are text; files often hold them as numbers."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(f"{name}: expected text or a number, got {type(value).__name__}")
+
+
+def _prompt_text(name: str, value: Any) -> str:
+    """A prompt of another toolkit as text: as it is, or what its messages say one after the other."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    try:
+        contents = [message["content"] for message in value]
+        parts = [part for content in contents for part in ([content] if isinstance(content, str) else content)]
+        texts = [part if isinstance(part, str) else part.get("text") for part in parts]
+    except (TypeError, KeyError, AttributeError):
+        raise DataError(f"{name}: expected text or chat messages, got {str(value)[:60]!r}") from None
+    return "\n\n".join(text for text in texts if text)
+
+
+def _read_parquet(path: Path) -> Rows:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train")
+    except Exception as error:  # of pyarrow, pandas, datasets: a bad file fails in many ways
+        raise DataError(f"{path}: expected parquet rows, got: {_cause(error)}") from None
+    for name, feature in rows.features.items():  # we decode ourselves: upright, bounded, within the folder
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            rows = rows.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    return rows
+
+
+def _read_jsonl(path: Path) -> Rows:
+    """Not through Arrow, which would read the answer "2020-01-01" as a date and fill absent keys with nulls."""
+    rows = []
+    # Bytes, not str.splitlines(): JSON does not escape U+2028.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            rows.append(_object(line, f"{path} line {number}"))
+    return rows
+
+
+def _read_json(path: Path) -> Rows:
+    try:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected json, got: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: expected a list of objects, got {str(rows)[:60]!r}")
+    return rows
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: expected jsonl, an object a line, got: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected jsonl, an object a line, got {str(row)[:60]!r}")
+    return row
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
+
+
+FORMATS = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_json}
