@@ -7,6 +7,7 @@ Each image or sample likewise gets `kept` or `dropped:<reason>`. What is merely 
 from __future__ import annotations
 
 import bisect
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ REASONS = {
     "image not found": "no readable image of that name under image_root",
     "size mismatch": "the annotation was made for an image of another size",
     "size swapped": "width and height are exchanged: made on stored pixels? declare space='stored'",
+    "same id": "an earlier sample has this id",
     "skipped": "the format itself marks it as not valid (cancelled, outside the frame, turned in the editor)",
 }
 KEEPABLE = ("tiny", "whole image", "duplicate", "long label", "crowd")
@@ -84,6 +86,22 @@ class Report:
             getattr(self, name).update(getattr(other, name))
         for fate, places in other.examples.items():
             self.examples[fate] = (self.examples.get(fate, []) + places)[:EXAMPLES]
+
+    def take(self) -> Report:
+        """All counts so far as a report of their own; this one starts again from nothing."""
+        taken = Report(objects=self.objects, images=self.images, notes=self.notes, examples=self.examples)
+        self.objects, self.images, self.notes, self.examples = Counter(), Counter(), Counter(), {}
+        return taken
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads back."""
+        return json.dumps({name: getattr(self, name) for name in ("images", "objects", "notes", "examples")})
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        row = json.loads(text)
+        counts = {name: Counter(row[name]) for name in ("images", "objects", "notes")}
+        return cls(**counts, examples=row["examples"])
 
     def lines(self) -> list[str]:
         """The report for people: a line a fate, its first places below it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -57,14 +58,16 @@ def reading_order(boxes: list[Box]) -> list[int]:
     A box joins the current line when its vertical centre lies above the lowest bottom edge that the line's first box
     has. Deterministic: ties keep the given order.
     """
-    by_top = sorted(range(len(boxes)), key=lambda i: (boxes[i][1], i))
+    by_top = deque(sorted(range(len(boxes)), key=lambda i: (boxes[i][1], i)))
     order: list[int] = []
     while by_top:
-        first = boxes[by_top[0]]
-        line = [i for i in by_top if (boxes[i][1] + boxes[i][3]) / 2 < first[3]]
-        line = line or by_top[:1]
+        bottom = boxes[by_top[0]][3]
+        line, rest = [by_top.popleft()], list[int]()
+        while by_top and boxes[by_top[0]][1] < bottom:  # what begins below cannot have its centre above
+            i = by_top.popleft()
+            (line if (boxes[i][1] + boxes[i][3]) / 2 < bottom else rest).append(i)
+        by_top.extendleft(reversed(rest))
         order += sorted(line, key=lambda i: (boxes[i][0], i))
-        by_top = [i for i in by_top if i not in line]
     return order
 
 

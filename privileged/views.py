@@ -1,9 +1,16 @@
 """The only place where prompts are put together.
 
 The plain view is what the deployed student will see. The privileged view is the same, byte for byte, plus one
-section that holds p, placed between the images and the question, so that the question and its answer-format
-instruction stay next to the answer. Both views therefore end in the same bytes. A builder may also replace the images
-of the privileged view (by crops, say); those of the plain view are never touched.
+section that holds p. By default it stands between the images and the question, so that the question and its
+answer-format instruction stay next to the answer. Both views end in the same bytes: those that open the assistant's
+turn. A builder may also replace the images of the privileged view (by crops, say); those of the plain view are never
+touched.
+
+| placement | where the section stands |
+|---|---|
+| `before_question` | user turn, after the images: the default |
+| `after_question` | user turn, at its end: images and question are a prefix that both views share |
+| `system` | a system turn of its own; Qwen3-VL's template drops images there, so it is for text only |
 """
 
 from __future__ import annotations
@@ -14,10 +21,12 @@ from typing import Any
 from PIL import Image
 
 from .builders import Builder, PrivilegedBlock
+from .errors import DataError
 from .escape import escape
 from .records import PrivilegedRecord, Sample
 
 SEPARATOR = "\n\n"
+PLACEMENTS = ("before_question", "after_question", "system")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,8 @@ class Views:
     plain: View
     privileged: View
     has_privilege: bool
+    left_out: int = 0
+    """What a limit of the builder left out of p: regions, points or relations."""
 
 
 def plain_view(sample: Sample) -> View:
@@ -42,13 +53,18 @@ def plain_view(sample: Sample) -> View:
     return _view(sample, PrivilegedBlock())
 
 
-def build_views(sample: Sample, builder: Builder) -> Views:
-    """Both prompts of `sample`. Raises DataError if the builder cannot render the sample's record."""
+def build_views(sample: Sample, builder: Builder, placement: str = "before_question") -> Views:
+    """Both prompts of `sample`, the section at one of PLACEMENTS.
+
+    Raises DataError if the builder cannot render the sample's record, or for a picture in a system turn.
+    """
+    if placement not in PLACEMENTS:
+        raise DataError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {placement!r}")
     plain = plain_view(sample)
     block = _block(sample, builder)
     if block.empty:
         return Views(plain=plain, privileged=plain, has_privilege=False)
-    return Views(plain=plain, privileged=_view(sample, block), has_privilege=True)
+    return Views(plain=plain, privileged=_view(sample, block, placement), has_privilege=True, left_out=block.left_out)
 
 
 def _block(sample: Sample, builder: Builder) -> PrivilegedBlock:
@@ -60,14 +76,28 @@ def _block(sample: Sample, builder: Builder) -> PrivilegedBlock:
     return builder.build(replace(sample, answer=None), sample.privileged)
 
 
-def _view(sample: Sample, block: PrivilegedBlock) -> View:
+def _view(sample: Sample, block: PrivilegedBlock, placement: str = "before_question") -> View:
     images = list(sample.images if block.replace_images is None else block.replace_images)
     content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
-    for part in block.parts:
-        if isinstance(part, str):
-            content.append({"type": "text", "text": part + SEPARATOR})
-        else:
-            content.append({"type": "image"})
-            images.append(part)
-    content.append({"type": "text", "text": escape(sample.question)})
-    return View(messages=({"role": "user", "content": content},), images=tuple(images))
+    question = {"type": "text", "text": escape(sample.question)}
+    pictures = [part for part in block.parts if not isinstance(part, str)]
+    if placement == "system" and block.parts:
+        if pictures:
+            raise DataError(
+                f"sample {sample.id!r}: placement 'system': expected text, got pictures of p ({len(pictures)}), which "
+                "the chat template would drop; use before_question"
+            )
+        section = [{"type": "text", "text": SEPARATOR.join(part for part in block.parts if isinstance(part, str))}]
+        turns = ({"role": "system", "content": section}, {"role": "user", "content": [*content, question]})
+        return View(messages=turns, images=tuple(images))
+    before = placement == "before_question"
+    section = [_part(part, before) for part in block.parts]
+    content += [*section, question] if before else [question, *section]
+    return View(messages=({"role": "user", "content": content},), images=(*images, *pictures))
+
+
+def _part(part: str | Image.Image, before: bool) -> dict[str, Any]:
+    """A part of the section; its separator is on the side of the question."""
+    if not isinstance(part, str):
+        return {"type": "image"}
+    return {"type": "text", "text": part + SEPARATOR if before else SEPARATOR + part}

@@ -187,7 +187,7 @@ def test_prompts_over_budget_fall_back_or_go_and_are_counted(pair, tmp_path, cap
     logged = read_metrics(folder / "run" / "metrics.jsonl")[0]
     assert logged["data/without_privilege"] > 0 and logged["share/NP"] > 0
     assert "trained without p" in caplog.text
-    with pytest.raises(Exception, match=r"no prompt fits data\.max_prompt_tokens=5"):
+    with pytest.raises(Exception, match=r"nothing is left to train on with data\.max_prompt_tokens=5"):
         finished(settings(pair, tmp_path / "none", **{"data.max_prompt_tokens": 5}))
 
 

@@ -1,4 +1,4 @@
-"""`vlm-dopd demo | train | eval`: parses and calls, nothing else. Heavy imports wait until a command runs."""
+"""`vlm-dopd demo | train | eval | annotate`: parses and calls, nothing else. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .annotate.cli import app as annotate
+
 app = typer.Typer(
     name="vlm-dopd",
     help="Distil a large vision-language model into a small one, on-policy, with privileged annotations (DOPD).",
@@ -19,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(annotate)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace the file's, as dotted key=value.", metavar="KEY=VALUE")

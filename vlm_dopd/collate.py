@@ -47,13 +47,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """The groups of one micro-batch, and what became of the samples whose prompts were too long."""
+    """The groups of one micro-batch, and what became of its samples."""
 
     groups: tuple[Group, ...]
     dropped: int = 0
-    """Samples whose plain prompt is over budget."""
+    """Samples left out: the plain prompt is over budget, or there is no p and `without_p` says drop."""
     without_privilege: int = 0
-    """Samples whose privileged prompt is over budget: they are trained without p. p itself is never truncated."""
+    """Samples trained without p: they have none, or its prompt is over budget. p itself is never truncated."""
+    left_out: int = 0
+    """Regions, points or relations that a limit of the builder left out of p."""
 
 
 class Encoder:
@@ -96,39 +98,64 @@ class Encoder:
 
 
 class Collator:
-    """Samples -> Batch. Runs in data loader workers."""
+    """Samples -> Batch. Runs in data loader workers.
 
-    def __init__(self, encoder: Encoder, builder: Builder, max_prompt_tokens: int) -> None:
+    `without_p` is the fate of a sample that has no p, or whose p does not fit the budget: `fallback_none` (trained
+    with the plain prompt in both views, which is vanilla OPD), `drop` or `error`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        builder: Builder,
+        max_prompt_tokens: int,
+        placement: str = "before_question",
+        without_p: str = "fallback_none",
+    ) -> None:
         self.encoder, self.builder, self.max_prompt_tokens = encoder, builder, max_prompt_tokens
+        self.placement, self.without_p = placement, without_p
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Raises DataError if no prompt of the batch fits the budget."""
-        groups, dropped, without_privilege = [], 0, 0
-        for sample in samples:
-            views = build_views(sample, self.builder)
-            plain = self.encoder.encode(views.plain)
-            if self._too_long(plain, sample, "plain"):
-                dropped += 1
-                continue
-            privileged = self.encoder.encode(views.privileged) if views.has_privilege else plain
-            fits = not self._too_long(privileged, sample, "privileged")
-            without_privilege += not fits
-            groups.append(
-                Group(sample.id, plain, privileged if fits else plain, has_privilege=views.has_privilege and fits)
-            )
+        """Raises DataError if nothing of the batch is left, or a sample has no p where `without_p` is `error`."""
+        made = [self._group(sample) for sample in samples]
+        groups = tuple(group for group, _ in made if group is not None)
         if not groups:
             raise DataError(
-                f"samples {', '.join(s.id for s in samples)}: no prompt fits data.max_prompt_tokens="
-                f"{self.max_prompt_tokens}; raise it, or lower the processor's image size"
+                f"samples {', '.join(s.id for s in samples)}: nothing is left to train on with data.max_prompt_tokens="
+                f"{self.max_prompt_tokens} and data.without_p={self.without_p}; raise the budget, lower the "
+                "processor's image size, or filter the file with `vlm-dopd annotate audit`"
             )
-        return Batch(tuple(groups), dropped, without_privilege)
-
-    def _too_long(self, prompt: Prompt, sample: Sample, view: str) -> bool:
-        if prompt.id_P.numel() <= self.max_prompt_tokens:
-            return False
-        fate = "dropped" if view == "plain" else "trained without p"
-        logger.warning(
-            "sample %s is %s: its %s prompt has %d tokens, data.max_prompt_tokens is %d",
-            *(sample.id, fate, view, prompt.id_P.numel(), self.max_prompt_tokens),
+        return Batch(
+            groups=groups,
+            dropped=len(made) - len(groups),
+            without_privilege=sum(not group.has_privilege for group in groups),
+            left_out=sum(left_out for _, left_out in made),
         )
-        return True
+
+    def _group(self, sample: Sample) -> tuple[Group | None, int]:
+        """The prompts of `sample`, None for one to drop; and how much the builder left out of p."""
+        views = build_views(sample, self.builder, self.placement)
+        plain = self.encoder.encode(views.plain)
+        if problem := self._too_long(plain, "plain"):
+            logger.warning("sample %s is dropped: %s", sample.id, problem)
+            return None, 0
+        problem = "it has no p"
+        if views.has_privilege:
+            privileged = self.encoder.encode(views.privileged)
+            problem = self._too_long(privileged, "privileged")
+            if not problem:
+                return Group(sample.id, plain, privileged, has_privilege=True), views.left_out
+        if self.without_p == "error":
+            raise DataError(f"sample {sample.id}: data.without_p=error: {problem}")
+        if self.without_p == "drop":
+            logger.warning("sample %s is dropped: %s", sample.id, problem)
+            return None, 0
+        if views.has_privilege:
+            logger.warning("sample %s is trained without p: %s", sample.id, problem)
+        return Group(sample.id, plain, plain, has_privilege=False), 0
+
+    def _too_long(self, prompt: Prompt, view: str) -> str:
+        """What is wrong with a prompt that is over budget; nothing for one that fits."""
+        if prompt.id_P.numel() <= self.max_prompt_tokens:
+            return ""
+        return f"its {view} prompt has {prompt.id_P.numel()} tokens, data.max_prompt_tokens is {self.max_prompt_tokens}"

@@ -52,6 +52,10 @@ class DataConfig:
     eval: str | None = None
     builder: str = "boxes"
     builder_options: dict[str, Any] = field(default_factory=dict)
+    placement: Literal["before_question", "after_question", "system"] = "before_question"
+    """Where the section with p stands in the privileged prompt."""
+    without_p: Literal["fallback_none", "drop", "error"] = "fallback_none"
+    """What becomes of a sample without p, or with more of it than fits: vanilla OPD, left out, or an end of the run."""
     max_prompt_tokens: int = 4096
     eval_limit: int | None = None
     """Evaluate on the first N rows during training; the whole file at the end."""

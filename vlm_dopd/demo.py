@@ -69,7 +69,8 @@ def _measure(config: RunConfig, name: str, held_out: SampleDataset) -> list[eval
     folder = {"student": config.model.student, "teacher": config.model.teacher, "after": config.output_dir}[row.who]
     processor = load_processor(folder)
     policy = load_policy(folder, tokenizer_of(processor))
-    questions = items(held_out, get_builder(config.data.builder, **config.data.builder_options), row.view)
+    builder = get_builder(config.data.builder, **config.data.builder_options)
+    questions = items(held_out, builder, row.view, config.data.placement)
     out = Path(config.output_dir) / "evals" / f"{name}.jsonl"
     predictions = ask(policy.model, processor, questions, config.rollout.max_new_tokens, row.title, out)
     logger.info("%s: %s", row.title, evals.summarise(predictions))

@@ -14,14 +14,19 @@ from privileged.errors import DataError
 from .data import SampleDataset
 
 
-def items(dataset: SampleDataset, builder: Builder, view: Literal["plain", "privileged"]) -> list[evals.Item]:
+def items(
+    dataset: SampleDataset,
+    builder: Builder,
+    view: Literal["plain", "privileged"],
+    placement: str = "before_question",
+) -> list[evals.Item]:
     """The rows of `dataset` as questions to ask. Raises DataError for a row without a reference answer."""
     found = []
     for index in range(len(dataset)):
         sample = dataset[index]
         if sample.answer is None:
             raise DataError(f"{dataset.path} row {index}: answer: expected one, evaluation compares with it")
-        shown = getattr(build_views(sample, builder), view)
+        shown = getattr(build_views(sample, builder, placement), view)
         found.append(
             evals.Item(
                 id=sample.id,

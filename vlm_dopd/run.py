@@ -96,7 +96,13 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         args=args,
         train_dataset=SampleDataset(config.data.train),
         eval_dataset=eval_data,
-        data_collator=Collator(Encoder(processor, student.model), builder, config.data.max_prompt_tokens),
+        data_collator=Collator(
+            Encoder(processor, student.model),
+            builder,
+            config.data.max_prompt_tokens,
+            config.data.placement,
+            config.data.without_p,
+        ),
         processing_class=processor,
         callbacks=[MetricsFile(Path(config.output_dir) / "metrics.jsonl"), StopOnNonFiniteGradient()],
     )

@@ -151,9 +151,10 @@ class WindowBuilder:
                 sum(response.truncated for response in flat),
                 sum(batch.dropped for batch in batches),
                 sum(batch.without_privilege for batch in batches),
+                sum(batch.left_out for batch in batches),
             ]
         )
-        sequences, tokens, truncated, dropped, without = torch.stack(gather_object(mine)).sum(0).tolist()
+        sequences, tokens, truncated, dropped, without, left_out = torch.stack(gather_object(mine)).sum(0).tolist()
         return {
             "rollout/sequences": sequences,
             "rollout/tokens": tokens,
@@ -161,6 +162,7 @@ class WindowBuilder:
             "rollout/truncated": truncated / max(sequences, 1),
             "data/dropped": dropped,
             "data/without_privilege": without,
+            "data/left_out": left_out,
         }
 
     def _training_batch(self, scores: _Scores, weight_RN: Tensor) -> TrainingBatch:

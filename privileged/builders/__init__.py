@@ -47,7 +47,7 @@ class PrivilegedBlock:
     @property
     def empty(self) -> bool:
         """Nothing to say: the sample is then trained without p."""
-        return not self.parts
+        return not self.parts and self.replace_images is None
 
 
 class Builder(Protocol):

@@ -1,0 +1,1 @@
+"""What `vlm-dopd annotate` does that needs a model, a processor or a page; the rest is in `privileged/`."""
