@@ -1,0 +1,1 @@
+"""Measurements, not tests: run one with `python -m tests.bench.NAME`, all with `make bench`."""
