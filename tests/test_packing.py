@@ -19,6 +19,7 @@ from vlm_dopd.collate import Encoder
 from vlm_dopd.packing import pack, shared_prefix_mask
 from vlm_dopd.roles import Policy
 from vlm_dopd.scoring import score, student_hidden
+from vlm_dopd.vision import VisionOnce
 
 PAD = 0
 BUILDER = get_builder("boxes")
@@ -42,6 +43,11 @@ def responses(lengths: list[list[int]], seed: int = 0) -> list[list[torch.Tensor
     return [[torch.randint(30, 200, (n,), generator=generator) for n in siblings] for siblings in lengths]
 
 
+def shown(model, packed):
+    """The images of the rows as the model takes them in a pass without gradient."""
+    return VisionOnce(model).inputs(packed.images)
+
+
 def reference_rows(model, prompt, siblings):
     """Hidden states that predict each response token, from one plain forward a response."""
     rows = []
@@ -50,8 +56,9 @@ def reference_rows(model, prompt, siblings):
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if prompt.position_CP.shape[0] > 1:
             inputs["mm_token_type_ids"] = torch.cat([prompt.type_P, torch.zeros_like(response)])[None]
-        if prompt.pixel_values is not None:
-            inputs |= {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
+        if prompt.images:
+            pixels = torch.cat([image.pixel_values for image in prompt.images])
+            inputs |= {"pixel_values": pixels, "image_grid_thw": prompt.image_grid_thw}
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
         rows.append(hidden[prompt.id_P.numel() - 1 : -1] if response.numel() else hidden[:0])
     return torch.cat(rows)
@@ -62,7 +69,7 @@ def test_hidden_states_equal_separate_rows(vision, prompts):
     """Mixed batch: unequal prompts, image counts and lengths, one response empty."""
     siblings = responses([[5, 3], [2, 7], [4, 0], [1, 6], [3, 3], [9, 1], [2, 2], [5, 4]])
     packed = pack(prompts, siblings, PAD)
-    ours = packed.gather(vision.base_model(**packed.inputs, use_cache=False).last_hidden_state)
+    ours = packed.gather(vision.base_model(**packed.inputs, **shown(vision, packed), use_cache=False).last_hidden_state)
     theirs = torch.cat([reference_rows(vision, *pair) for pair in zip(prompts, siblings, strict=True)])
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -74,7 +81,7 @@ def test_hidden_states_equal_separate_rows_for_any_shape(vision, prompts, length
     siblings = responses(lengths, seed=first)
     packed = pack(chosen, siblings, PAD)
     assert packed.token_N.tolist() == [int(i) for group in siblings for r in group for i in r]
-    ours = packed.gather(vision.base_model(**packed.inputs, use_cache=False).last_hidden_state)
+    ours = packed.gather(vision.base_model(**packed.inputs, **shown(vision, packed), use_cache=False).last_hidden_state)
     theirs = torch.cat([reference_rows(vision, *pair) for pair in zip(chosen, siblings, strict=True)])
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -102,7 +109,7 @@ def test_gradients_equal_separate_rows(vision, prompts):
     rows = torch.cat([reference_rows(theirs, *pair) for pair in zip(chosen, siblings, strict=True)])
     direction = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
     (rows * direction).sum().backward()
-    (student_hidden(ours, pack(chosen, siblings, PAD)) * direction).sum().backward()
+    (student_hidden(ours, pack(chosen, siblings, PAD), VisionOnce(ours)) * direction).sum().backward()
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         if other.grad is None:  # the LM head is outside this loss
             assert mine.grad is None or not mine.grad.any(), name
@@ -126,12 +133,12 @@ def test_scores_equal_a_padded_batch_of_transformers(vision, prompts, processor,
         pads = [torch.zeros(length - len(row), dtype=torch.long) for row in rows]
         return torch.stack([torch.cat([p, r] if side == "left" else [r, p]) for p, r in zip(pads, rows, strict=True)])
 
-    pictures = [p for p in prompts if p.pixel_values is not None]
+    pictures = [p for p in prompts if p.images]
     logits = vision(
         input_ids=stack(ids),
         attention_mask=stack([torch.ones_like(row) for row in ids]),
         mm_token_type_ids=stack(types),
-        pixel_values=torch.cat([p.pixel_values for p in pictures]),
+        pixel_values=torch.cat([image.pixel_values for p in pictures for image in p.images]),
         image_grid_thw=torch.cat([p.image_grid_thw for p in pictures]),
     ).logits[..., : policy.vocab_size]
     expected = []

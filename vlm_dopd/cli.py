@@ -1,4 +1,4 @@
-"""`vlm-dopd demo | train | eval | annotate`: parses and calls, nothing else. Heavy imports wait until a command runs."""
+"""`vlm-dopd demo | train | eval | annotate`: parses and calls, nothing else. Heavy imports wait for a command."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from privileged import Sample, View, build_views
@@ -19,8 +20,12 @@ from privileged.builders import Builder
 from privileged.errors import DataError
 
 from .roles import tokenizer_of
+from .vision import EncodedImage
 
 logger = logging.getLogger(__name__)
+
+_PLACEHOLDER = "<|placeholder|>"
+"""Stands for an image token while the template's one placeholder an image is repeated; escaped text never holds it."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,12 @@ class Prompt:
     type_P: Tensor
     """`mm_token_type_ids`: 0 text, 1 image."""
     position_CP: Tensor
-    pixel_values: Tensor | None = None
-    image_grid_thw: Tensor | None = None
+    images: tuple[EncodedImage, ...] = ()
+
+    @property
+    def image_grid_thw(self) -> Tensor | None:
+        """[images, 3], None for a prompt without images."""
+        return torch.stack([image.grid_thw for image in self.images]) if self.images else None
 
 
 @dataclass(frozen=True)
@@ -66,21 +75,35 @@ class Encoder:
         self.sees = hasattr(processor, "image_processor")
         self.rope_index: Callable[..., Any] | None = getattr(model.base_model, "get_rope_index", None)
 
-    def encode(self, view: View) -> Prompt:
-        """Raises DataError for a view with images if the model has no eyes."""
+    def encode(self, view: View, seen: dict[int, EncodedImage] | None = None) -> Prompt:
+        """Images already in `seen` (by `id`) are not cut into patches again; new ones are added to it.
+
+        Raises DataError for a view with images if the model has no eyes.
+        """
         text = self.render(view)
-        if not self.sees:
-            encoded = self.processor([text], return_tensors="pt")
-        else:
-            encoded = self.processor(text=[text], images=list(view.images) or None, return_tensors="pt")
-        ids = encoded["input_ids"]
-        types = encoded.get("mm_token_type_ids", torch.zeros_like(ids))
-        grid = encoded.get("image_grid_thw")
+        seen = {} if seen is None else seen
+        images = tuple(self._image(image, seen) for image in view.images)
+        for image in images:
+            # As the processor's own call does; that would cut the image into patches for each view anew.
+            tokens = int(image.grid_thw.prod()) // self.processor.image_processor.merge_size**2
+            text = text.replace(self.processor.image_token, _PLACEHOLDER * tokens, 1)
+        if images:
+            text = text.replace(_PLACEHOLDER, self.processor.image_token)
+        tokenizer = tokenizer_of(self.processor)
+        ids = tokenizer([text], return_tensors="pt", add_special_tokens=False)["input_ids"]
+        types = (ids == self.processor.image_token_id).long() if images else torch.zeros_like(ids)
         if self.rope_index is not None:
+            grid = torch.stack([image.grid_thw for image in images]) if images else None
             position_CP = self.rope_index(ids, types, image_grid_thw=grid)[0][:, 0]
         else:
             position_CP = torch.arange(ids.shape[1])[None]
-        return Prompt(ids[0], types[0], position_CP, encoded.get("pixel_values"), grid)
+        return Prompt(ids[0], types[0], position_CP, images)
+
+    def _image(self, image: Image, seen: dict[int, EncodedImage]) -> EncodedImage:
+        if id(image) not in seen:
+            patches = self.processor.image_processor(images=[image], return_tensors="pt")
+            seen[id(image)] = EncodedImage(patches["pixel_values"], patches["image_grid_thw"][0])
+        return seen[id(image)]
 
     def render(self, view: View) -> str:
         """The prompt as the chat template writes it, up to where the assistant begins."""
@@ -135,13 +158,14 @@ class Collator:
     def _group(self, sample: Sample) -> tuple[Group | None, int]:
         """The prompts of `sample`, None for one to drop; and how much the builder left out of p."""
         views = build_views(sample, self.builder, self.placement)
-        plain = self.encoder.encode(views.plain)
+        seen: dict[int, EncodedImage] = {}
+        plain = self.encoder.encode(views.plain, seen)
         if problem := self._too_long(plain, "plain"):
             logger.warning("sample %s is dropped: %s", sample.id, problem)
             return None, 0
         problem = "it has no p"
         if views.has_privilege:
-            privileged = self.encoder.encode(views.privileged)
+            privileged = self.encoder.encode(views.privileged, seen)
             problem = self._too_long(privileged, "privileged")
             if not problem:
                 return Group(sample.id, plain, privileged, has_privilege=True), views.left_out

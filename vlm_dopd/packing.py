@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .collate import Prompt
+from .vision import EncodedImage
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Packed:
     """Model inputs of B rows, and where the N response tokens are predicted in them."""
 
     inputs: dict[str, Any]
+    images: tuple[EncodedImage, ...]
+    """Those of all rows, in the order of their placeholders."""
     row_N: Tensor
     column_N: Tensor
     """Position whose hidden state predicts the token: the one before it, which for a first token ends the prompt."""
@@ -36,7 +39,7 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        return Packed(inputs, self.row_N.to(device), self.column_N.to(device), self.token_N.to(device))
+        return Packed(inputs, self.images, self.row_N.to(device), self.column_N.to(device), self.token_N.to(device))
 
 
 def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]], pad_id: int) -> Packed:
@@ -57,12 +60,12 @@ def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]], pad_i
         "input_ids": id_BL,
         "attention_mask": shared_prefix_mask(segment_BL),
         "position_ids": position_CBL if channels > 1 else position_CBL[0],
-        **stack_images(prompts),
     }
     if channels > 1:
         inputs["mm_token_type_ids"] = type_BL
     return Packed(
         inputs,
+        images=tuple(image for prompt in prompts for image in prompt.images),
         row_N=torch.cat([torch.full_like(row.column_N, b) for b, row in enumerate(rows)]),
         column_N=torch.cat([row.column_N for row in rows]),
         token_N=torch.cat([torch.cat([*siblings, id_BL.new_empty(0)]) for siblings in responses]),
@@ -78,13 +81,6 @@ def shared_prefix_mask(segment_BL: Tensor) -> Tensor:
     query, key = segment_BL.unsqueeze(-1), segment_BL.unsqueeze(-2)
     causal_LL = torch.ones(segment_BL.shape[-1], segment_BL.shape[-1], dtype=torch.bool).tril()
     return (causal_LL & ((query == key) | ((key == 0) & (query > 0)))).unsqueeze(1)
-
-
-def stack_images(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Pixels and grids of all prompts in row order; nothing at all if no prompt has an image."""
-    pixels = [p.pixel_values for p in prompts if p.pixel_values is not None]
-    grids = [p.image_grid_thw for p in prompts if p.image_grid_thw is not None]
-    return {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat(grids)} if pixels else {}
 
 
 @dataclass(frozen=True)

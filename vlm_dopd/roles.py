@@ -6,6 +6,7 @@ A role is weights × view (`methods.Role`). The weights are here; the views come
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from .errors import ConfigError
+from .vision import VisionOnce
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class Policy:
 
     model: Any
     vocab_size: int
+
+    @cached_property
+    def vision(self) -> VisionOnce:
+        """The features of the images this model has seen in the present window."""
+        return VisionOnce(self.model)
 
     @property
     def head_VH(self) -> Tensor:

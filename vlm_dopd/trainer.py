@@ -70,7 +70,7 @@ class DopdTrainer(Trainer):
         """This micro-batch's share of the window's loss. Raises TrainingError before a non-finite one can do harm."""
         began = time.perf_counter()
         batch: TrainingBatch = inputs["batch"]
-        hidden_NH = student_hidden(model, batch.packed)
+        hidden_NH = student_hidden(model, batch.packed, self.student.vision)
         output = routed_loss(hidden_NH, self.student.head_VH, batch.packed.token_N, batch.terms)
         if not torch.isfinite(output.total):
             raise TrainingError(

@@ -85,6 +85,8 @@ class WindowBuilder:
     def build(self, batches: Sequence[Batch], step: int) -> Window:
         """One window from this rank's micro-batches."""
         began = time.perf_counter()
+        for policy in self.policies.values():
+            policy.vision.forget()
         with self.ranks.autocast():
             responses = [self.engine(batch.groups, step) for batch in batches]
             rolled_out = time.perf_counter()

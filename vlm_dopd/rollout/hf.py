@@ -1,9 +1,11 @@
 """Rollouts with `transformers.generate`, for one machine and for tests.
 
+A prompt is computed once for its G siblings: its keys and values are repeated, and `generate` goes on from there.
 Sampling is ours in one point only: every sequence draws from its own stream of random numbers (inverse CDF of the
 filtered distribution), so a response does not depend on what else is in the batch.
 
-Shape letters: B sequences, V vocabulary, T response positions.
+Shape letters: B prompts (in `generate`: sequences, B·G of them), P prompt tokens, C position channels, V vocabulary,
+T response positions.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -22,7 +25,6 @@ from transformers import (
 )
 
 from ..collate import Group, Prompt
-from ..packing import stack_images
 from ..roles import Policy
 from . import Response, sequence_seed
 
@@ -37,7 +39,7 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = 0
     batch_size: int = 64
-    """Sequences generated together: a matter of memory, not of results."""
+    """Sequences generated together, at least the siblings of one prompt: a matter of memory, not of results."""
 
 
 class HFRollout:
@@ -56,30 +58,51 @@ class HFRollout:
             self.filters.append(TopPLogitsWarper(config.top_p))
 
     def __call__(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
-        siblings = self.config.siblings
-        jobs = [(group, sibling) for group in groups for sibling in range(siblings)]
+        # Prompts of similar length together: neighbours need little padding.
+        order = sorted(range(len(groups)), key=lambda i: groups[i].plain.id_P.numel())
+        prompts = max(1, self.config.batch_size // self.config.siblings)
         was_training = self.policy.model.training
         self.policy.model.eval()
+        responses: dict[int, list[Response]] = {}
         try:
-            responses: list[Response] = []
-            for start in range(0, len(jobs), self.config.batch_size):
-                responses += self._generate(jobs[start : start + self.config.batch_size], step)
+            for start in range(0, len(order), prompts):
+                places = order[start : start + prompts]
+                found = self._generate([groups[i] for i in places], step)
+                responses.update(zip(places, found, strict=True))
         finally:
             self.policy.model.train(was_training)
-        return [responses[i : i + siblings] for i in range(0, len(responses), siblings)]
+        return [responses[i] for i in range(len(groups))]
 
     @torch.no_grad()
-    def _generate(self, jobs: Sequence[tuple[Group, int]], step: int) -> list[Response]:
-        inputs = left_pad([group.plain for group, _ in jobs], self.pad_id)
-        inputs = {name: value.to(self.policy.head_VH.device) for name, value in inputs.items()}
-        seeds = [sequence_seed(self.seed, step, group.sample_id, sibling) for group, sibling in jobs]
-        prompt_length = inputs["input_ids"].shape[1]
-        sampler = _InverseCdf(seeds, self.config.max_new_tokens, prompt_length)
-        output_BL = self.policy.model.generate(
-            **inputs,
+    def _generate(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
+        model, siblings = self.policy.model, self.config.siblings
+        prompts = [group.plain for group in groups]
+        id_BP, mask_BP, position_CBP = (t.to(self.policy.head_VH.device) for t in left_pad(prompts, self.pad_id))
+        cache = DynamicCache(config=model.config)
+        if id_BP.shape[1] > 1:  # the last token stays for `generate`, which needs something to begin with
+            model.base_model(
+                input_ids=id_BP[:, :-1],
+                attention_mask=mask_BP[:, :-1],
+                position_ids=position_CBP[..., :-1] if len(position_CBP) > 1 else position_CBP[0, :, :-1],
+                past_key_values=cache,
+                use_cache=True,
+                **self.policy.vision.inputs([image for prompt in prompts for image in prompt.images]),
+            )
+            cache.batch_repeat_interleave(siblings)
+        if len(position_CBP) > 1:  # where M-RoPE goes on after images; the model keeps it between forward passes
+            after_B1 = position_CBP[..., -1].amax(0)[:, None] + 1 - mask_BP.sum(1, keepdim=True)
+            model.base_model.rope_deltas = after_B1.repeat_interleave(siblings, 0)
+        id_BP, mask_BP = id_BP.repeat_interleave(siblings, 0), mask_BP.repeat_interleave(siblings, 0)
+        seeds = [sequence_seed(self.seed, step, group.sample_id, i) for group in groups for i in range(siblings)]
+        output_BL = model.generate(
+            input_ids=id_BP,
+            attention_mask=mask_BP,
+            past_key_values=cache,
             max_new_tokens=self.config.max_new_tokens,
             do_sample=False,  # the last processor leaves one candidate
-            logits_processor=LogitsProcessorList([*self.filters, sampler]),
+            logits_processor=LogitsProcessorList(
+                [*self.filters, _InverseCdf(seeds, self.config.max_new_tokens, id_BP.shape[1])]
+            ),
             eos_token_id=self.eos,
             pad_token_id=self.pad_id,
             # generation_config.json of the instruct models asks for sampling; what we do is in the processors
@@ -87,7 +110,8 @@ class HFRollout:
             top_p=None,
             top_k=None,
         )
-        return [self._cut(row_T) for row_T in output_BL[:, prompt_length:].cpu()]
+        responses = [self._cut(row_T) for row_T in output_BL[:, id_BP.shape[1] :].cpu()]
+        return [responses[i : i + siblings] for i in range(0, len(responses), siblings)]
 
     def _cut(self, id_T: Tensor) -> Response:
         ends = torch.isin(id_T, torch.tensor(self.eos)).nonzero()
@@ -96,18 +120,16 @@ class HFRollout:
         return Response(id_T.clone(), truncated=True)
 
 
-def left_pad(prompts: Sequence[Prompt], pad_id: int) -> dict[str, Tensor]:
-    """Prompts as the inputs of `generate`: padded on the left, so that all continue at the same column."""
-    length = max(p.id_P.numel() for p in prompts)
-    id_BL = torch.full((len(prompts), length), pad_id)
-    mask_BL, type_BL = torch.zeros_like(id_BL), torch.zeros_like(id_BL)
+def left_pad(prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ids [B, P], mask [B, P] and positions [C, B, P], padded on the left, so that all continue at one column."""
+    length, channels = max(p.id_P.numel() for p in prompts), prompts[0].position_CP.shape[0]
+    id_BP = torch.full((len(prompts), length), pad_id)
+    mask_BP = torch.zeros_like(id_BP)
+    position_CBP = torch.zeros(channels, *id_BP.shape, dtype=torch.long)
     for b, prompt in enumerate(prompts):
         start = length - prompt.id_P.numel()
-        id_BL[b, start:], type_BL[b, start:], mask_BL[b, start:] = prompt.id_P, prompt.type_P, 1
-    inputs = {"input_ids": id_BL, "attention_mask": mask_BL, **stack_images(prompts)}
-    if prompts[0].position_CP.shape[0] > 1:
-        inputs["mm_token_type_ids"] = type_BL
-    return inputs
+        id_BP[b, start:], mask_BP[b, start:], position_CBP[:, b, start:] = prompt.id_P, 1, prompt.position_CP
+    return id_BP, mask_BP, position_CBP
 
 
 class _Ban(LogitsProcessor):
