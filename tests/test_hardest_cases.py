@@ -25,6 +25,8 @@ from privileged.rows import read_rows, to_sample
 from vlm_dopd.collate import Collator, Encoder
 from vlm_dopd.data import SampleDataset
 from vlm_dopd.packing import pack
+from vlm_dopd.roles import Policy
+from vlm_dopd.scoring import score
 
 from . import tiny
 
@@ -216,7 +218,7 @@ def test_8_several_images(encoder, model, mode):
         pads = int((prompt.id_P == model.config.image_token_id).sum())
         assert pads == int(prompt.image_grid_thw.prod(-1).sum()) // 4
         with torch.no_grad():
-            model(**pack([prompt], [[torch.tensor([5, 6])]], pad_id=0).inputs)
+            score(Policy(model, 50), pack([prompt], [[torch.tensor([5, 6])]], pad_id=0))
     with pytest.raises(DataError, match="image"):
         build_views(sample(regions=[Region(id="x", label="cup", box=(9, 9, 99, 99), image=1)]), get_builder("boxes"))
     with pytest.raises(DataError, match="system"):
@@ -234,17 +236,16 @@ def test_9_the_three_prompts(encoder, model, placement):
     assert "SECRET" not in plain and "bbox" not in plain and privileged.count("SECRET-LABEL") == 1
     assert views.plain.images == views.privileged.images == full.images
     prompts = [encoder.encode(view) for view in (views.plain, views.privileged)]
-    response = torch.tensor([7, 8, 9, 10])
+    response, policy = torch.tensor([7, 8, 9, 10]), Policy(model, len(encoder.processor.tokenizer))
     for prompt in prompts:
-        packed = pack([prompt], [[response, response[:2]]], pad_id=0)
+        (packed,) = pack([prompt], [[response, response[:2]]], pad_id=0)
         types = packed.inputs["mm_token_type_ids"]
         assert types.shape == packed.inputs["input_ids"].shape
         assert not types[:, prompt.id_P.numel() :].any()
         assert packed.token_N.tolist() == [7, 8, 9, 10, 7, 8]
-        with torch.no_grad():
-            alone = model(**pack([prompt], [[response]], pad_id=0).inputs).logits[0, -1]
-            beside = model(**packed.inputs).logits[0, prompt.id_P.numel() + 3]
-        assert torch.allclose(alone, beside, atol=1e-4)
+        alone = score(policy, pack([prompt], [[response]], pad_id=0)).logp_N
+        beside = score(policy, [packed]).logp_N
+        assert torch.allclose(torch.cat([alone, alone[:2]]), beside, atol=1e-4)
 
 
 def test_11_arrow_fills_nulls_and_nothing_notices(tmp_path, encoder):

@@ -40,7 +40,7 @@ ARROWS = {
     "scoring": "torch transformers packing roles vision chunked_loss",
     "window": "torch chunked_loss collate methods packing roles rollout scoring errors",
     "callbacks": "torch transformers evals errors",
-    "trainer": "torch transformers config collate callbacks chunked_loss packing roles rollout scoring window errors",
+    "trainer": "torch transformers config collate callbacks chunked_loss roles rollout scoring window errors",
     "config": "omegaconf transformers privileged methods rollout errors",
     "report": "numpy PIL matplotlib jinja2 markupsafe privileged errors",
     "evaluation": "evals privileged data errors",

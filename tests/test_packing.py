@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from privileged import build_views, get_builder
 from tests import tiny
 from vlm_dopd.collate import Encoder
-from vlm_dopd.packing import pack, shared_prefix_mask
+from vlm_dopd.packing import MAX_PADDING, pack, shared_prefix_mask
 from vlm_dopd.roles import Policy
 from vlm_dopd.scoring import score, student_hidden
 from vlm_dopd.vision import VisionOnce
@@ -43,9 +43,21 @@ def responses(lengths: list[list[int]], seed: int = 0) -> list[list[torch.Tensor
     return [[torch.randint(30, 200, (n,), generator=generator) for n in siblings] for siblings in lengths]
 
 
-def shown(model, packed):
-    """The images of the rows as the model takes them in a pass without gradient."""
-    return VisionOnce(model).inputs(packed.images)
+def in_order(passes, values):
+    """What the passes gave, in the order in which the groups were packed."""
+    return torch.cat(values)[torch.cat([packed.place_N for packed in passes]).argsort()]
+
+
+def packed_rows(model, passes):
+    """Hidden states that predict each response token, from our passes."""
+    vision = VisionOnce(model)
+    hidden = [
+        packed.gather(
+            model.base_model(**packed.inputs, **vision.inputs(packed.images), use_cache=False).last_hidden_state
+        )
+        for packed in passes
+    ]
+    return in_order(passes, hidden)
 
 
 def reference_rows(model, prompt, siblings):
@@ -68,20 +80,31 @@ def reference_rows(model, prompt, siblings):
 def test_hidden_states_equal_separate_rows(vision, prompts):
     """Mixed batch: unequal prompts, image counts and lengths, one response empty."""
     siblings = responses([[5, 3], [2, 7], [4, 0], [1, 6], [3, 3], [9, 1], [2, 2], [5, 4]])
-    packed = pack(prompts, siblings, PAD)
-    ours = packed.gather(vision.base_model(**packed.inputs, **shown(vision, packed), use_cache=False).last_hidden_state)
+    passes = pack(prompts, siblings, PAD)
+    ours = packed_rows(vision, passes)
     theirs = torch.cat([reference_rows(vision, *pair) for pair in zip(prompts, siblings, strict=True)])
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-@given(st.lists(st.lists(st.integers(0, 6), min_size=2, max_size=2), min_size=1, max_size=4), st.integers(0, 7))
-def test_hidden_states_equal_separate_rows_for_any_shape(vision, prompts, lengths, first):
+@given(
+    st.lists(st.lists(st.integers(0, 6), min_size=2, max_size=2), min_size=1, max_size=5),
+    st.integers(0, 7),
+    st.none() | st.integers(1, 600),
+)
+def test_hidden_states_equal_separate_rows_for_any_shape(vision, prompts, lengths, first, max_tokens):
+    """Whatever shares a row or a pass, and whatever the budget; which the passes keep, and the limit of padding."""
     chosen = [prompts[(first + i) % len(prompts)] for i in range(len(lengths))]
     siblings = responses(lengths, seed=first)
-    packed = pack(chosen, siblings, PAD)
-    assert packed.token_N.tolist() == [int(i) for group in siblings for r in group for i in r]
-    ours = packed.gather(vision.base_model(**packed.inputs, **shown(vision, packed), use_cache=False).last_hidden_state)
+    passes = pack(chosen, siblings, PAD, max_tokens)
+    tokens = in_order(passes, [packed.token_N for packed in passes])
+    assert tokens.tolist() == [int(i) for group in siblings for r in group for i in r]
+    longest = max(p.id_P.numel() + sum(map(len, r)) for p, r in zip(chosen, siblings, strict=True))
+    for packed in passes:
+        total = packed.inputs["input_ids"].numel()
+        assert packed.padding <= MAX_PADDING * total
+        assert max_tokens is None or total <= max(max_tokens, longest)
+    ours = packed_rows(vision, passes)
     theirs = torch.cat([reference_rows(vision, *pair) for pair in zip(chosen, siblings, strict=True)])
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -94,9 +117,9 @@ def test_text_only_model_uses_the_same_rows(processor):
     views = build_views(sample, get_builder("hints"))
     texts = [encoder.encode(views.plain), encoder.encode(views.privileged)]
     siblings = responses([[4, 2], [3, 5]])
-    packed = pack(texts, siblings, PAD)
-    assert packed.inputs["position_ids"].ndim == 2
-    ours = packed.gather(model.base_model(**packed.inputs, use_cache=False).last_hidden_state)
+    passes = pack(texts, siblings, PAD)
+    assert all(packed.inputs["position_ids"].ndim == 2 for packed in passes)
+    ours = packed_rows(model, passes)
     theirs = torch.cat([reference_rows(model, *pair) for pair in zip(texts, siblings, strict=True)])
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -109,7 +132,9 @@ def test_gradients_equal_separate_rows(vision, prompts):
     rows = torch.cat([reference_rows(theirs, *pair) for pair in zip(chosen, siblings, strict=True)])
     direction = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
     (rows * direction).sum().backward()
-    (student_hidden(ours, pack(chosen, siblings, PAD), VisionOnce(ours)) * direction).sum().backward()
+    passes = pack(chosen, siblings, PAD)
+    hidden = in_order(passes, [student_hidden(ours, packed, VisionOnce(ours)) for packed in passes])
+    (hidden * direction).sum().backward()
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         if other.grad is None:  # the LM head is outside this loss
             assert mine.grad is None or not mine.grad.any(), name
@@ -151,15 +176,17 @@ def test_scores_equal_a_padded_batch_of_transformers(vision, prompts, processor,
 
 
 def test_mask_by_hand():
-    """Prompt of 2, responses of 2 and 1, one padding: who may look at whom."""
-    mask = shared_prefix_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0].int().tolist()
-    assert mask == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 1],
+    """Prompt of 2, responses of 2 and 1; a group of 1 and 1; one padding: who may look at whom."""
+    groups, segments = torch.tensor([[0, 0, 0, 0, 0, 1, 1, -1]]), torch.tensor([[0, 0, 1, 1, 2, 0, 1, 0]])
+    assert shared_prefix_mask(groups, segments)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1],
     ]
 
 

@@ -108,7 +108,8 @@ def test_a_window_encodes_every_image_once(processor, batch, frozen):
         in_losses = 0 if frozen else step * plain
         assert mine.images == (step + 1) * privileged + in_losses
         assert theirs.images == (step + 1) * privileged
-        student_hidden(student, window.batches[0].packed, policy.vision).sum().backward()
+        for passed in window.batches[0]:
+            student_hidden(student, passed.packed, policy.vision).sum().backward()
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -120,15 +121,16 @@ def test_gradients_are_those_of_pixels(processor, batch, frozen):
     theirs = copy.deepcopy(ours)
     prompts = [group.privileged for group in batch.groups]
     responses = [[torch.arange(30, 34), torch.arange(40, 42)] for _ in prompts]
-    packed = pack(prompts, responses, 0)
-    direction = torch.randn(4 * 6, ours.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
-    (student_hidden(ours, packed, VisionOnce(ours)) * direction).sum().backward()
-    pixels = {
-        "pixel_values": torch.cat([image.pixel_values for image in packed.images]),
-        "image_grid_thw": torch.stack([image.grid_thw for image in packed.images]),
-    }
-    output = theirs(**packed.inputs, **pixels, use_cache=False, output_hidden_states=True)
-    (packed.gather(output.hidden_states[-1]) * direction).sum().backward()
+    direction = torch.randn(6, ours.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
+    for prompt, siblings in zip(prompts, responses, strict=True):
+        (packed,) = pack([prompt], [siblings], 0)
+        (student_hidden(ours, packed, VisionOnce(ours)) * direction).sum().backward()
+        pixels = {}
+        if packed.images:
+            pixels["pixel_values"] = torch.cat([image.pixel_values for image in packed.images])
+            pixels["image_grid_thw"] = torch.stack([image.grid_thw for image in packed.images])
+        output = theirs(**packed.inputs, **pixels, use_cache=False, output_hidden_states=True)
+        (packed.gather(output.hidden_states[-1]) * direction).sum().backward()
     trained = 0
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         if other.grad is None:

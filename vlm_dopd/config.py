@@ -57,6 +57,8 @@ class DataConfig:
     without_p: Literal["fallback_none", "drop", "error"] = "fallback_none"
     """What becomes of a sample without p, or with more of it than fits: vanilla OPD, left out, or an end of the run."""
     max_prompt_tokens: int = 4096
+    max_pass_tokens: int = 16384
+    """Tokens of one forward pass of scoring or training, unless a single prompt with its responses has more."""
     eval_limit: int | None = None
     """Evaluate on the first N rows during training; the whole file at the end."""
 
@@ -178,6 +180,7 @@ def _check_ranges(config: RunConfig) -> None:
         ("rollout.top_k", rollout.top_k, rollout.top_k >= 0, "0 (off) or more"),
         ("rollout.batch_size", rollout.batch_size, rollout.batch_size >= 1, "at least 1"),
         ("data.max_prompt_tokens", data.max_prompt_tokens, data.max_prompt_tokens >= 1, "at least 1"),
+        ("data.max_pass_tokens", data.max_pass_tokens, data.max_pass_tokens >= 1, "at least 1"),
         ("data.eval_limit", data.eval_limit, data.eval_limit is None or data.eval_limit >= 1, "at least 1, or null"),
     ):
         if not fits:

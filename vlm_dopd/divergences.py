@@ -67,17 +67,49 @@ class Divergence:
             raise ValueError(f"divergence closure: raw_sg is defined for rkl only, got {self.kind}")
 
     def __call__(self, logp_student_NV: Tensor, logp_target_NV: Tensor, token_N: Tensor) -> Tensor:
-        """Value of every token, [N]. `logp_*` are log-softmax outputs; `token_N` are the sampled ids."""
-        logp_target_NV = logp_target_NV.detach()
+        """Value of every token, [N]. `logp_*` are log-softmax outputs; `token_N` are the sampled ids.
+
+        This is the definition. `chunked_loss` takes the same steps without a softmax of its own.
+        """
+        ids_NK = self.support_ids(logp_student_NV.detach(), token_N)
+        if ids_NK is None:
+            return self.value(logp_student_NV, logp_target_NV)
+        # The rest is summed over the complement, not 1 − Σ_K: the tail of a peaked distribution is far below float32's
+        # epsilon.
+        sides = (
+            (logp_NV.gather(-1, ids_NK), logp_NV.scatter(-1, ids_NK, float("-inf")).logsumexp(-1, keepdim=True))
+            for logp_NV in (logp_student_NV, logp_target_NV)
+        )
+        return self.value(*(self.close(*side) for side in sides))
+
+    def support_ids(self, logits_NV: Tensor, token_N: Tensor) -> Tensor | None:
+        """Tokens the sum runs over, [N, K] without repeats, or None for all V. Any shift of a row gives the same ids."""
         if self.support == "sampled":
-            pick = token_N.unsqueeze(-1)
-            return self._sampled(logp_student_NV.gather(-1, pick)[:, 0], logp_target_NV.gather(-1, pick)[:, 0])
-        if self.support == "full" or self.k >= logp_student_NV.shape[-1]:
-            return self._sum(logp_student_NV, logp_target_NV)
-        ids_NK = logp_student_NV.detach().topk(self.k, dim=-1).indices
-        student_NC = _close(logp_student_NV, ids_NK, self.closure)
-        target_NC = _close(logp_target_NV, ids_NK, self.closure)
-        if self.closure == "raw_sg":
+            return token_N.unsqueeze(-1)
+        if self.support == "full" or self.k >= logits_NV.shape[-1]:
+            return None
+        return logits_NV.topk(self.k, dim=-1).indices
+
+    def close(self, logp_NK: Tensor, rest_N1: Tensor) -> Tensor:
+        """Log-probabilities of the columns C that the value is a sum over.
+
+        `logp_NK` are full-softmax log-probabilities of the support, `rest_N1` is the log of all other tokens' mass.
+        """
+        if self.support == "topk" and self.closure == "renorm":
+            return logp_NK - logp_NK.logsumexp(-1, keepdim=True)
+        if self.support == "topk" and self.closure == "tail":
+            return torch.cat([logp_NK, rest_N1], dim=-1)
+        return logp_NK
+
+    def value(self, student_NC: Tensor, target_NC: Tensor) -> Tensor:
+        """Value of every token, [N], from log-probabilities of its columns: a sum of one term a column.
+
+        The gradient of the student's columns is that of the divergence; the target's have none.
+        """
+        target_NC = target_NC.detach()
+        if self.support == "sampled":
+            return self._sampled(student_NC, target_NC).sum(-1)
+        if self.support == "topk" and self.closure == "raw_sg":
             return (student_NC.exp() * (student_NC - target_NC).detach()).sum(-1)
         return self._sum(student_NC, target_NC)
 
@@ -89,30 +121,18 @@ class Divergence:
         m_NC = torch.logaddexp(t_NC + math.log(self.beta), s_NC + math.log1p(-self.beta))
         return self.beta * _kl(t_NC, m_NC) + (1 - self.beta) * _kl(s_NC, m_NC)
 
-    def _sampled(self, s_N: Tensor, t_N: Tensor) -> Tensor:
-        log_w_N = t_N - s_N.detach()
+    def _sampled(self, s_N1: Tensor, t_N1: Tensor) -> Tensor:
+        log_w_N1 = t_N1 - s_N1.detach()
         if self.kind == "rkl":
-            advantage_N = log_w_N
+            advantage_N1 = log_w_N1
         elif self.kind == "fkl":
-            advantage_N = log_w_N.clamp(max=math.log(MAX_RATIO)).exp()
+            advantage_N1 = log_w_N1.clamp(max=math.log(MAX_RATIO)).exp()
         else:
-            no_target = torch.full_like(log_w_N, math.log1p(-self.beta))
-            advantage_N = (1 - self.beta) * torch.logaddexp(log_w_N + math.log(self.beta), no_target)
-        return -advantage_N * s_N
+            no_target = torch.full_like(log_w_N1, math.log1p(-self.beta))
+            advantage_N1 = (1 - self.beta) * torch.logaddexp(log_w_N1 + math.log(self.beta), no_target)
+        return -advantage_N1 * s_N1
 
 
 def _kl(logp_NC: Tensor, logq_NC: Tensor) -> Tensor:
     """KL(p‖q) summed over columns. Inputs are finite: a log-softmax of finite logits is, even where p underflows."""
     return (logp_NC.exp() * (logp_NC - logq_NC)).sum(-1)
-
-
-def _close(logp_NV: Tensor, ids_NK: Tensor, closure: Closure) -> Tensor:
-    """Log-probabilities on the support, [N, K], or [N, K + 1] with the tail's bin."""
-    logp_NK = logp_NV.gather(-1, ids_NK)
-    if closure == "renorm":
-        return logp_NK - logp_NK.logsumexp(-1, keepdim=True)
-    if closure == "tail":
-        # Summed over the complement, not 1 − Σ_K: the tail of a peaked distribution is far below float32's epsilon.
-        outside_NV = logp_NV.scatter(-1, ids_NK, float("-inf"))
-        return torch.cat([logp_NK, outside_NV.logsumexp(-1, keepdim=True)], dim=-1)
-    return logp_NK

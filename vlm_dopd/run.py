@@ -86,7 +86,9 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     engine = HFRollout(student, config.rollout, pad, eos, banned, args.seed)
 
     def build_window(ranks: Any) -> WindowBuilder:
-        return WindowBuilder(student, teacher, config.build_method(), engine, pad, [*eos, *banned], ranks)
+        special = [*eos, *banned]
+        method, budget = config.build_method(), config.data.max_pass_tokens
+        return WindowBuilder(student, teacher, method, engine, pad, special, ranks, budget)
 
     eval_data = SampleDataset(config.data.eval, config.data.eval_limit) if config.data.eval else None
     return DopdTrainer(

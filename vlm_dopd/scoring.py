@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,21 +14,30 @@ from .vision import VisionOnce
 
 
 @torch.no_grad()
-def score(policy: Policy, packed: Packed) -> Scored:
-    """Hidden states, sampled log-probabilities and entropies of the N response tokens under `policy`.
+def score(policy: Policy, passes: Sequence[Packed]) -> Scored:
+    """Hidden states, sampled log-probabilities and entropies under `policy` of all response tokens of `passes`.
 
-    Leaves the model in the mode it was in; scores are taken without dropout.
+    The N tokens come in the order in which the groups were packed, whatever pass they are in. Leaves the model in the
+    mode it was in; scores are taken without dropout.
     """
+    device = policy.head_VH.device
     was_training = policy.model.training
     policy.model.eval()
     try:
-        packed = packed.to(policy.head_VH.device)
         # The base model stops before the LM head: logits exist only inside score_tokens' chunks.
-        images = policy.vision.inputs(packed.images)
-        hidden_BLH = policy.model.base_model(**packed.inputs, **images, use_cache=False).last_hidden_state
+        hidden = [
+            packed.gather(
+                policy.model.base_model(
+                    **packed.inputs, **policy.vision.inputs(packed.images), use_cache=False
+                ).last_hidden_state
+            )
+            for packed in (packed.to(device) for packed in passes)
+        ]
     finally:
         policy.model.train(was_training)
-    return score_tokens(packed.gather(hidden_BLH), policy.head_VH, packed.token_N)
+    order_N = torch.cat([packed.place_N for packed in passes]).argsort().to(device)
+    token_N = torch.cat([packed.token_N for packed in passes]).to(device)
+    return score_tokens(torch.cat(hidden)[order_N], policy.head_VH, token_N[order_N])
 
 
 def student_hidden(model: torch.nn.Module, packed: Packed, vision: VisionOnce) -> Tensor:

@@ -1,7 +1,8 @@
 """The loop is `transformers.Trainer`. This file only hooks the steps of DOPD into it; the maths is elsewhere.
 
 get_batch_samples   sees the whole accumulation window: roll out, score, route (`window.py`)
-compute_loss        one pass with gradient and the routed loss (`chunked_loss.py`)
+training_step       a micro-batch may be several passes with gradient (`packing.py`)
+compute_loss        one of them, and the routed loss (`chunked_loss.py`)
 evaluate            greedy answers on held-out questions (`evals`)
 log                 adds the window's figures to what Trainer logs
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +22,6 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from .callbacks import Progress
 from .chunked_loss import LossOutput, routed_loss
 from .errors import TrainingError
-from .packing import Packed
 from .roles import Policy
 from .scoring import student_hidden
 from .window import TrainingBatch, Window, WindowBuilder, gather_object
@@ -52,13 +53,26 @@ class DopdTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, TrainingBatch]], int]:
+    ) -> tuple[list[dict[str, tuple[TrainingBatch, ...]]], int]:
         """The next window: `num_batches` micro-batches, and the denominator of their summed loss over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         window: Window = self.window_builder.build(batches, self.state.global_step)
         for name, value in window.figures.items():
             self._add(name, value, 1)
-        return [{"batch": batch} for batch in window.batches], window.denominator
+        return [{"passes": passes} for passes in window.batches], window.denominator
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of each pass of a micro-batch: only one pass's activations exist at a time."""
+        losses = []
+        passes: tuple[TrainingBatch, ...] = inputs["passes"]
+        for number, batch in enumerate(passes, start=1):
+            # Gradients of ranks are averaged once a micro-batch, as Trainer would have it.
+            last = number == len(passes)
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, {"batch": batch}, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -67,7 +81,7 @@ class DopdTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """This micro-batch's share of the window's loss. Raises TrainingError before a non-finite one can do harm."""
+        """This pass's share of the window's loss. Raises TrainingError before a non-finite one can do harm."""
         began = time.perf_counter()
         batch: TrainingBatch = inputs["batch"]
         hidden_NH = student_hidden(model, batch.packed, self.student.vision)
@@ -117,5 +131,6 @@ class DopdTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 × parameters × tokens of the pass with gradient."""
-        packed: Packed = inputs["batch"].packed
-        return 6 * packed.inputs["input_ids"].numel() * self.student.model.num_parameters()
+        passes: tuple[TrainingBatch, ...] = inputs["passes"]
+        tokens = sum(batch.packed.inputs["input_ids"].numel() for batch in passes)
+        return 6 * tokens * self.student.model.num_parameters()

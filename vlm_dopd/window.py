@@ -37,7 +37,7 @@ class Ranks(Protocol):
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What the pass with gradient needs for one micro-batch."""
+    """What one forward pass with gradient needs."""
 
     packed: Packed
     """Rows of the plain view."""
@@ -47,19 +47,21 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class Window:
-    batches: tuple[TrainingBatch, ...]
+    batches: tuple[tuple[TrainingBatch, ...], ...]
+    """The passes of each micro-batch."""
     denominator: int
     """What the summed loss is divided by: the number of sequences (or tokens) of the window, over all ranks."""
     figures: dict[str, float]
-    """For the log: regime shares, gap, lengths, times. Over all ranks, but for the times."""
+    """For the log: regime shares, gap, lengths, times. Over all ranks, but for times and padding."""
 
 
 @dataclass(frozen=True)
 class _Scores:
     """One micro-batch between scoring and routing."""
 
-    plain: Packed
+    plain: list[Packed]
     by_role: dict[Role, Scored]
+    token_N: Tensor
     has_privilege_N: Tensor
     length_N: Tensor
     """Length of the response that the token belongs to."""
@@ -77,9 +79,11 @@ class WindowBuilder:
         pad_id: int,
         special_ids: Sequence[int],
         ranks: Ranks,
+        max_tokens: int | None = None,
     ) -> None:
         self.policies = {"student": student, "teacher": teacher}
         self.method, self.engine, self.pad_id, self.ranks = method, engine, pad_id, ranks
+        self.max_tokens = max_tokens
         self.special_ids = torch.tensor(sorted(special_ids))
 
     def build(self, batches: Sequence[Batch], step: int) -> Window:
@@ -94,29 +98,35 @@ class WindowBuilder:
         weight_RN, figures = self._route(scores)
         figures |= self._count(batches, responses)
         figures |= {"time/rollout": rolled_out - began, "time/score": time.perf_counter() - rolled_out}
-        mine_RN = weight_RN.split([s.plain.token_N.numel() for s in scores], dim=1)
-        training = tuple(self._training_batch(s, w) for s, w in zip(scores, mine_RN, strict=True))
+        passes = [packed for s in scores for packed in s.plain]
+        figures["data/padding"] = sum(p.padding for p in passes) / sum(p.inputs["input_ids"].numel() for p in passes)
+        mine_RN = weight_RN.split([s.token_N.numel() for s in scores], dim=1)
+        training = tuple(self._training_batches(s, w) for s, w in zip(scores, mine_RN, strict=True))
         counted = "rollout/sequences" if self.method.reduction == "seq_mean" else "rollout/tokens"
         return Window(training, int(figures[counted]), figures)
 
     def _score(self, batch: Batch, responses: list[list[Response]]) -> _Scores:
         ids = [[response.id_T for response in siblings] for siblings in responses]
         views = {view for _, view in self.method.roles} | {"plain"}
-        packed = {view: pack([getattr(g, view) for g in batch.groups], ids, self.pad_id) for view in sorted(views)}
-        for view in views:  # every role must score the same tokens
-            assert torch.equal(packed[view].token_N, packed["plain"].token_N), f"{view} rows hold other responses"
+        packed = {
+            view: pack([getattr(g, view) for g in batch.groups], ids, self.pad_id, self.max_tokens)
+            for view in sorted(views)
+        }
         by_role = {role: score(self.policies[role.weights], packed[role.view]) for role in self.method.roles}
-        privilege = torch.tensor([g.has_privilege for g in batch.groups])
-        lengths = torch.tensor([response.numel() for siblings in ids for response in siblings])
-        return _Scores(
-            packed["plain"], by_role, privilege[packed["plain"].row_N], torch.repeat_interleave(lengths, lengths)
+        flat = [response for siblings in ids for response in siblings]
+        length_N = torch.tensor([len(response) for response in flat]).repeat_interleave(
+            torch.tensor([len(response) for response in flat])
         )
+        privilege = [
+            g.has_privilege for g, siblings in zip(batch.groups, ids, strict=True) for r in siblings for _ in r
+        ]
+        return _Scores(packed["plain"], by_role, torch.cat(flat), torch.tensor(privilege, dtype=torch.bool), length_N)
 
     def _route(self, scores: Sequence[_Scores]) -> tuple[Tensor, dict[str, float]]:
         """The method's weights of this rank's tokens, [R, N], decided on the tokens of all ranks."""
         columns: dict[Any, Tensor] = {
             "has_privilege": torch.cat([s.has_privilege_N for s in scores]),
-            "ordinary": ~torch.cat([torch.isin(s.plain.token_N, self.special_ids) for s in scores]),
+            "ordinary": ~torch.cat([torch.isin(s.token_N, self.special_ids) for s in scores]),
         }
         for role in self.method.roles:
             columns[role, "logp"] = torch.cat([s.by_role[role].logp_N for s in scores]).cpu()
@@ -167,15 +177,28 @@ class WindowBuilder:
             "data/left_out": left_out,
         }
 
-    def _training_batch(self, scores: _Scores, weight_RN: Tensor) -> TrainingBatch:
+    def _training_batches(self, scores: _Scores, weight_RN: Tensor) -> tuple[TrainingBatch, ...]:
         if self.method.reduction == "seq_mean":
             weight_RN = weight_RN / scores.length_N
         device = self.policies["student"].head_VH.device
-        terms = tuple(
-            Term(component.divergence, weight_N.to(device), scores.by_role[component.target])
-            for component, weight_N in zip(self.method.components, weight_RN, strict=True)
+        return tuple(
+            TrainingBatch(
+                packed.to(device),
+                tuple(
+                    Term(
+                        component.divergence, weight_N.to(device), _at(scores.by_role[component.target], packed.place_N)
+                    )
+                    for component, weight_N in zip(self.method.components, weight_RN[:, packed.place_N], strict=True)
+                ),
+            )
+            for packed in scores.plain
         )
-        return TrainingBatch(scores.plain.to(device), terms)
+
+
+def _at(scored: Scored, place_N: Tensor) -> Scored:
+    """The scores of some of the tokens."""
+    place_N = place_N.to(scored.logp_N.device)
+    return Scored(scored.hidden_NH[place_N], scored.head_VH, scored.logp_N[place_N], scored.entropy_N[place_N])
 
 
 def gather_object(value: Any) -> list[Any]:
