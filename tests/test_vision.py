@@ -81,6 +81,16 @@ def test_views_share_their_images(batch):
         assert len(first.privileged.images) == 2
 
 
+def test_workers_get_no_weights(processor):
+    """A collator goes to other processes by value; the student stays where it is."""
+    from multiprocessing.reduction import ForkingPickler
+
+    model = tiny.vision_model(1, hidden=512)
+    collate = Collator(Encoder(processor, model), get_builder("boxes"), 4096)
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    assert len(ForkingPickler.dumps(collate)) < weights / 4
+
+
 def builder_of(student, teacher, processor, siblings=3):
     tokenizer = processor.tokenizer
     policies = [Policy(m, len(tokenizer)) for m in (student, teacher)]

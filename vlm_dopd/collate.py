@@ -73,7 +73,7 @@ class Encoder:
     def __init__(self, processor: Any, model: Any) -> None:
         self.processor = processor
         self.sees = hasattr(processor, "image_processor")
-        self.rope_index: Callable[..., Any] | None = getattr(model.base_model, "get_rope_index", None)
+        self.rope_index = _rope_index(model.base_model)
 
     def encode(self, view: View, seen: dict[int, EncodedImage] | None = None) -> Prompt:
         """Images already in `seen` (by `id`) are not cut into patches again; new ones are added to it.
@@ -118,6 +118,14 @@ class Encoder:
         return tokenizer_of(self.processor).apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
         )
+
+
+def _rope_index(model: Any) -> Callable[..., Any] | None:
+    """The position scheme of a base model, without its weights: workers get a copy of the encoder."""
+    if not hasattr(model, "get_rope_index"):
+        return None
+    with torch.device("meta"):
+        return type(model)(model.config).get_rope_index
 
 
 class Collator:
