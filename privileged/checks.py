@@ -172,14 +172,15 @@ class Duplicates:
         reach = 0.021 * (box[2] - box[0] + box[3] - box[1])
         place = bisect.bisect_left(seen, key - reach, key=lambda entry: entry[0])
         while place < len(seen) and seen[place][0] <= key + reach:
-            if _iou(box, seen[place][1]) > SAME_IOU:
+            if iou(box, seen[place][1]) > SAME_IOU:
                 return True
             place += 1
         bisect.insort(seen, (key, box))
         return False
 
 
-def _iou(a: Box, b: Box) -> float:
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes, 0..1."""
     wide = min(a[2], b[2]) - max(a[0], b[0])
     high = min(a[3], b[3]) - max(a[1], b[1])
     if wide <= 0 or high <= 0:

@@ -14,8 +14,9 @@ _BIDI = dict.fromkeys([0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x
 def escape(text: str) -> str:
     """`text` with every chat-template token and media placeholder broken by a space (`<|` -> `< |`).
 
-    Control characters other than newline and tab, and bidirectional overrides, are removed. Idempotent; text without
+    Control characters other than newline and tab, bidirectional overrides, and halves of surrogate pairs (legal in
+    JSON, refused by tokenizers) are removed. Idempotent; text without
     any of these comes back unchanged.
     """
-    kept = "".join(c for c in text.translate(_BIDI) if c in "\n\t" or unicodedata.category(c) != "Cc")
+    kept = "".join(c for c in text.translate(_BIDI) if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
     return _CONTROL.sub("< ", kept)

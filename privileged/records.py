@@ -6,7 +6,7 @@ A record is one JSON object (`schema: privileged/1`); unknown keys are kept, so 
 from __future__ import annotations
 
 import json
-import math
+import sys
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -81,14 +81,14 @@ class Region:
             raise DataError(f"{where}: image: expected an index from 0, got {self.image!r}")
         edges = self.box if isinstance(self.box, list | tuple) else ()
         if len(edges) != 4 or not all(map(_is_number, edges)):
-            raise DataError(f"{where}: box: expected four finite numbers [x0, y0, x1, y1], got {self.box!r}")
+            raise DataError(f"{where}: box: expected four finite numbers [x0, y0, x1, y1], got {str(self.box)[:100]}")
         object.__setattr__(self, "box", tuple(map(float, edges)))
         if self.polygon is not None:
             if not isinstance(self.polygon, list | tuple):
                 raise DataError(f"{where}: polygon: expected a list of [x, y], got {self.polygon!r}")
             object.__setattr__(self, "polygon", tuple(_point(where, "polygon", point) for point in self.polygon))
         if self.score is not None and not _is_number(self.score):
-            raise DataError(f"{where}: score: expected a finite number, got {self.score!r}")
+            raise DataError(f"{where}: score: expected a finite number, got {str(self.score)[:60]!r}")
         for name in ("points", "attributes"):
             if not isinstance(value := getattr(self, name) or {}, dict):
                 raise DataError(f"{where}: {name}: expected an object, got {value!r}")
@@ -136,18 +136,26 @@ class PrivilegedRecord:
         """
         try:
             row = dict(json.loads(text) if isinstance(text, str) else text)
-        except (ValueError, TypeError) as error:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise DataError("privileged record: expected text, got half a character (a lone surrogate)") from None
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"privileged record: expected a JSON object, got {str(text)[:60]!r} ({error})") from None
-        where = f"privileged record {row.get('sample_id')!r}"
         if "sample_id" not in row:
             raise DataError("privileged record: sample_id: expected one, got nothing")
+        sample_id = row.pop("sample_id")
+        if sample_id == "" or not isinstance(sample_id, str | int | float) or isinstance(sample_id, bool):
+            raise DataError(f"privileged record: sample_id: expected a name or a number, got {str(sample_id)[:60]!r}")
+        where = f"privileged record {str(sample_id)[:60]!r}"
         if (schema := row.pop("schema", None)) != SCHEMA:
-            raise DataError(f"{where}: schema: expected {SCHEMA!r}, got {schema!r}")
+            raise DataError(f"{where}: schema: expected {SCHEMA!r}, got {str(schema)[:60]!r}")
         if (coords := row.pop("coords", COORDS)) != COORDS:
-            raise DataError(f"{where}: coords: expected px, xyxy, display, got {coords}; convert when reading")
+            raise DataError(
+                f"{where}: coords: expected px, xyxy, display, got {str(coords)[:60]!r}; convert when reading"
+            )
         try:
             return cls(
-                sample_id=str(row.pop("sample_id")),
+                sample_id=str(sample_id),
                 regions=_parts(Region, "regions", row.pop("regions", ()), ("label", "box")),
                 notes=_parts(Note, "notes", row.pop("notes", ()), ("text",)),
                 relations=_triples(row.pop("relations", ())),
@@ -187,6 +195,8 @@ class Sample:
     def __post_init__(self) -> None:
         if not isinstance(self.question, str) or not self.question.strip():
             raise DataError(f"sample {self.id!r}: question: expected a non-empty string, got {self.question!r}")
+        if any("\ud800" <= character <= "\udfff" for character in self.question):  # JSON can spell it, UTF-8 cannot
+            raise DataError(f"sample {self.id!r}: question: expected text, got half a character (a lone surrogate)")
         if self.privileged is None:
             return
         if self.privileged.sample_id != self.id:
@@ -218,7 +228,8 @@ def _parts(cls: type, name: str, rows: Any, required: tuple[str, ...]) -> tuple[
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: an int of 400 digits is no float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _point(where: str, name: str, value: Any) -> Point:

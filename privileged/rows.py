@@ -9,6 +9,8 @@
 | `kind` | type of question, optional: figures are given by it |
 | `id` | optional; default is that of the record, or else the file's name and the row's number |
 
+Instead of `question`, `images` and `answer` a row may have `messages`, the chat turns of Qwen's own tools.
+
 Columns that other toolkits use for p are taken along, for the builder `column`: text in `privileged_context` or
 `teacher_prompt` (text, or chat messages), pictures in `teacher_images` or `bbox_images`.
 """
@@ -25,7 +27,9 @@ from typing import Any
 from PIL import Image
 
 from .errors import DataError
-from .images import load_image
+from .image_policy import DEFAULT, ImagePolicy
+from .images import image_source, load_image
+from .qwen_messages import Turn, read_turn
 from .records import PrivilegedRecord, Sample
 
 Rows = Sequence[dict[str, Any]]
@@ -46,8 +50,8 @@ def read_rows(path: Path) -> Rows:
     rows = FORMATS[path.suffix](path)
     if not len(rows):
         raise DataError(f"{path}: expected rows, got an empty file")
-    if "question" not in rows[0]:
-        raise DataError(f"{path}: expected a column 'question', got: {', '.join(rows[0])}")
+    if not {"question", "messages"} & set(rows[0]):
+        raise DataError(f"{path}: expected a column 'question' (or 'messages'), got: {', '.join(rows[0])}")
     return rows
 
 
@@ -58,14 +62,24 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     with part.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            line = json.dumps(row, ensure_ascii=False)
+            file.write((line if _encodable(line) else json.dumps(row)) + "\n")
             count += 1
     part.replace(path)
     return count
 
 
-def to_sample(row: dict[str, Any], default_id: str, root: Path) -> Sample:
-    """`row` as a sample, its images decoded; paths are relative to `root` and must stay inside it.
+def _encodable(text: str) -> bool:
+    """JSON may hold half a surrogate pair; UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def to_sample(row: dict[str, Any], default_id: str, root: Path, policy: ImagePolicy = DEFAULT) -> Sample:
+    """`row` as a sample, its images decoded; opened as `policy` allows, paths relative to `root`.
 
     Raises DataError for a row that is not what the table above says.
     """
@@ -73,44 +87,58 @@ def to_sample(row: dict[str, Any], default_id: str, root: Path) -> Sample:
     record = PrivilegedRecord.from_json(record) if record else None
     sample_id = _text("id", row.get("id")) or (record.sample_id if record else default_id)
     texts = {name: text for name in TEXT_COLUMNS if (text := _prompt_text(name, row.get(name)))}
-    pictures = {name: _images(name, row[name], root) for name in IMAGE_COLUMNS if row.get(name)}
+    pictures = {name: _images(name, row[name], root, policy) for name in IMAGE_COLUMNS if row.get(name)}
     if texts or pictures:
         record = record or PrivilegedRecord(sample_id=sample_id)
         record = replace(record, extra=texts | record.extra)
+    if row.get("messages") is not None:
+        return _from_messages(row, sample_id, read_turn(row["messages"], root, policy), record, pictures)
     single, many = row.get("image"), row.get("images")
     if single is not None and many is not None:
         raise DataError("images: expected a column 'image' or 'images', got both")
     return Sample(
         id=sample_id,
-        question=row["question"],
-        images=_images("images", many, root) if single is None else (_image("image", single, root),),
+        question=row.get("question", ""),
+        images=_images("images", many, root, policy) if single is None else (_image("image", single, root, policy),),
         answer=_text("answer", row.get("answer")),
         privileged=record,
         privileged_images=pictures,
     )
 
 
-def _images(name: str, sources: Any, root: Path) -> tuple[Image.Image, ...]:
+def _from_messages(
+    row: dict[str, Any], sample_id: str, turn: Turn, record: PrivilegedRecord | None, pictures: dict[str, Any]
+) -> Sample:
+    """A row of chat messages, which then hold question, images and answer alone."""
+    if double := [name for name in ("question", "answer", "image", "images") if row.get(name) is not None]:
+        raise DataError(f"messages: expected them instead of a column {double[0]!r}, got both")
+    return Sample(
+        id=sample_id,
+        question=turn.question,
+        images=turn.images,
+        answer=turn.answer,
+        privileged=record,
+        privileged_images=pictures,
+    )
+
+
+def _images(name: str, sources: Any, root: Path, policy: ImagePolicy) -> tuple[Image.Image, ...]:
     if sources is None:
         return ()
     if not isinstance(sources, list):
         raise DataError(f"{name}: expected a list of paths or encoded bytes, got one {type(sources).__name__}")
-    return tuple(_image(name, source, root) for source in sources)
+    return tuple(_image(name, source, root, policy) for source in sources)
 
 
-def _image(name: str, source: Any, root: Path) -> Image.Image:
-    if isinstance(source, dict):  # how Arrow stores an image: bytes, or the path it came from
-        source = source.get("bytes") or source.get("path")
-    if not isinstance(source, bytes | str):
-        raise DataError(f"{name}: expected a path or encoded bytes, got {type(source).__name__}")
-    return load_image(source, root)
+def _image(name: str, source: Any, root: Path, policy: ImagePolicy) -> Image.Image:
+    return load_image(image_source(source, name), root, policy)
 
 
 def _text(name: str, value: Any) -> str | None:
     """Ids and answers are text; files often hold them as numbers."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         return str(value)
     raise DataError(f"{name}: expected text or a number, got {type(value).__name__}")
 
@@ -123,9 +151,9 @@ def _prompt_text(name: str, value: Any) -> str:
         contents = [message["content"] for message in value]
         parts = [part for content in contents for part in ([content] if isinstance(content, str) else content)]
         texts = [part if isinstance(part, str) else part.get("text") for part in parts]
+        return "\n\n".join(text for text in texts if text)
     except (TypeError, KeyError, AttributeError):
         raise DataError(f"{name}: expected text or chat messages, got {str(value)[:60]!r}") from None
-    return "\n\n".join(text for text in texts if text)
 
 
 def _read_parquet(path: Path) -> Rows:

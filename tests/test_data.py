@@ -29,7 +29,7 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
-def png(size=(4, 3), colour=RED):
+def png(size=(16, 12), colour=RED):
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -66,7 +66,7 @@ def row_error(path, index):
 def assert_full(sample):
     """The sample that every format below describes."""
     assert (sample.id, sample.question, sample.answer) == ("a", "What is it?", "cup")
-    assert [(image.mode, image.size, image.getpixel((0, 0))) for image in sample.images] == [("RGB", (4, 3), RED)]
+    assert [(image.mode, image.size, image.getpixel((0, 0))) for image in sample.images] == [("RGB", (16, 12), RED)]
     assert sample.privileged.regions[0].label == "cup"
 
 
@@ -97,7 +97,7 @@ def test_hugging_face_image_features(tmp_path):
     rotated = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (3, 4), RED).save(rotated, format="PNG", exif=exif)
+    Image.new("RGB", (12, 16), RED).save(rotated, format="PNG", exif=exif)
     features = datasets.Features({k: datasets.Value("string") for k in FULL})
     features["images"] = datasets.List(datasets.Image())
     for name, source in (("plain", png()), ("rotated", rotated.getvalue())):

@@ -15,10 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
-from privileged import ImageError, load_image
-from privileged.images import MAX_PIXELS, MAX_SIDE
+from privileged import ImageError
+from privileged import images as loader
+from privileged.image_policy import ImagePolicy
 
+MAX_SIDE = ImagePolicy().max_side
 RED, WHITE, BLUE = (255, 0, 0), (255, 255, 255), (0, 0, 255)
+
+
+def load_image(source, root, **options):
+    """The loader, open to the few pixels of the pictures here."""
+    return loader.load_image(source, root, ImagePolicy(**{"min_side": 1, **options}))
 
 
 def encoded(image, kind="PNG", **options):
@@ -155,7 +162,7 @@ def test_the_pixel_limit_is_exact_and_an_option(tmp_path):
     message = refused(encoded(Image.new("1", (10, 10))), tmp_path, max_pixels=99)
     assert "99 pixels" in message
     assert "10x10" in message
-    assert MAX_PIXELS == 50_000_000
+    assert ImagePolicy().max_pixels == 50_000_000
 
 
 def test_sixteen_bit_grey_is_scaled_not_saturated(tmp_path):

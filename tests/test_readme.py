@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from privileged import PrivilegedRecord, Sample, build_views
 from privileged.readers import write_example
@@ -69,16 +70,23 @@ def test_every_make_target_exists(text):
     assert {"demo", "test"} <= mentioned
 
 
+def options_of(command, prefix=""):
+    """`name` or `group name` -> the options of the command."""
+    if hasattr(command, "commands"):
+        return {k: v for name, c in command.commands.items() for k, v in options_of(c, f"{prefix} {name}").items()}
+    return {prefix.strip(): {text for parameter in command.params for text in parameter.opts} | {"--help"}}
+
+
 def test_every_sub_command_and_option_exists(text):
     """`vlm-dopd X --y` in code: X is a command, --y is one of its options; every command is shown."""
-    commands = {c.name or c.callback.__name__: c.callback for c in app.registered_commands}
-    calls = [m for c in code(text) for m in re.findall(r"(?:vlm-dopd|-m vlm_dopd)[ \t]+([a-z]\w*)([^\n`#]*)", c)]
+    commands = options_of(get_command(app))
+    pattern = r"(?:vlm-dopd|-m vlm_dopd)[ \t]+((?:annotate )?[a-z]\w*)((?:[^\n`#\\]|\\\n)*)"
+    calls = [m for c in code(text) for m in re.findall(pattern, c)]
     mentioned = {name for name, _ in calls}
     assert mentioned <= set(commands), f"README.md names commands that do not exist: {mentioned - set(commands)}"
     assert mentioned == set(commands), f"README.md does not show: {set(commands) - mentioned}"
     for name, rest in calls:
-        known = {f"--{argument.replace('_', '-')}" for argument in commands[name].__annotations__} | {"--help"}
-        wrong = set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest)) - known
+        wrong = set(re.findall(r"(?<!\S)--?[a-z][\w-]*", rest)) - commands[name]
         assert not wrong, f"README.md gives `vlm-dopd {name}` options it does not have: {sorted(wrong)}"
 
 

@@ -209,6 +209,7 @@ def test_escape_leaves_ordinary_text_alone(text):
         ("a\x00b\x07c\x7fd", "abcd"),
         ("a\u202eb\u2066c\u200fd", "abcd"),
         ("line\r\nend", "line\nend"),
+        ("a\ud800b\udfffc", "abc"),
     ],
 )
 def test_escape_by_hand(text, expected):

@@ -70,10 +70,11 @@ class Batch:
 class Encoder:
     """View -> Prompt, with the models' own processor (or tokenizer) and position scheme."""
 
-    def __init__(self, processor: Any, model: Any) -> None:
+    def __init__(self, processor: Any, model: Any = None) -> None:
+        """Without a model, positions are those of text: enough to count tokens."""
         self.processor = processor
         self.sees = hasattr(processor, "image_processor")
-        self.rope_index = _rope_index(model.base_model)
+        self.rope_index = _rope_index(getattr(model, "base_model", None))
 
     def encode(self, view: View, seen: dict[int, EncodedImage] | None = None) -> Prompt:
         """Images already in `seen` (by `id`) are not cut into patches again; new ones are added to it.

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from privileged import get_builder
 from privileged.errors import DataError
+from privileged.image_policy import ImagePolicy
 
 from . import methods
 from .errors import ConfigError, closest
@@ -59,6 +60,8 @@ class DataConfig:
     max_prompt_tokens: int = 4096
     max_pass_tokens: int = 16384
     """Tokens of one forward pass of scoring or training, unless a single prompt with its responses has more."""
+    images: dict[str, Any] = field(default_factory=dict)
+    """What may be opened as an image: fields of `privileged.image_policy.ImagePolicy`, such as allow_hosts."""
     eval_limit: int | None = None
     """Evaluate on the first N rows during training; the whole file at the end."""
 
@@ -86,6 +89,16 @@ class RunConfig:
         except ValueError as error:  # a divergence that does not exist
             raise ConfigError(f"method: {error}") from None
         return method
+
+    def build_image_policy(self) -> ImagePolicy:
+        """`data.images` with the defaults filled in. Raises ConfigError for a field or value that cannot be."""
+        if unknown := sorted(set(self.data.images) - {f.name for f in fields(ImagePolicy)}):
+            known = (f.name for f in fields(ImagePolicy))
+            raise ConfigError(f"data.images.{unknown[0]}: no such setting; {closest(unknown[0], known)}")
+        try:
+            return ImagePolicy(**self.data.images)
+        except DataError as error:
+            raise ConfigError(f"data.{error}") from None
 
     def build_training_arguments(self) -> TrainingArguments:
         """`train` as TrainingArguments, with the settings this trainer cannot do without.
@@ -166,6 +179,7 @@ def check(config: RunConfig) -> None:
         get_builder(config.data.builder, **config.data.builder_options)
     except DataError as error:
         raise ConfigError(f"data.builder: {error}") from None
+    config.build_image_policy()
     config.build_method()
     config.check_training_arguments()
 

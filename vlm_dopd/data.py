@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from privileged import Sample
 from privileged.errors import DataError
+from privileged.image_policy import DEFAULT, ImagePolicy
 from privileged.rows import read_rows, to_sample
 
 from .errors import ConfigError
@@ -19,8 +20,8 @@ class SampleDataset(Dataset):
     Raises ConfigError for a file that is missing, of another format, or holds no rows with questions.
     """
 
-    def __init__(self, path: str | Path, limit: int | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, limit: int | None = None, policy: ImagePolicy = DEFAULT) -> None:
+        self.path, self.policy = Path(path), policy
         try:
             self.rows = read_rows(self.path)
         except DataError as error:
@@ -35,7 +36,7 @@ class SampleDataset(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(index)
         try:
-            return to_sample(self.rows[index], f"{self.path.stem}-{index}", self.path.parent)
+            return to_sample(self.rows[index], f"{self.path.stem}-{index}", self.path.parent, self.policy)
         except DataError as error:
             raise DataError(f"{self.path} row {index}: {error}") from None
 

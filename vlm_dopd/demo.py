@@ -54,7 +54,7 @@ def demo(config: RunConfig) -> dict[str, Any]:
     if run.exists() and any(run.iterdir()) and not config.resume:
         raise ConfigError(f"output_dir: {run} is not empty; choose another with --out, or go on with resume=true")
     began = time.perf_counter()
-    held_out = SampleDataset(config.data.eval)
+    held_out = SampleDataset(config.data.eval, policy=config.build_image_policy())
     predictions = {name: _measure(config, name, held_out) for name in ROWS if name != "after"}
     train(config)
     predictions["after"] = _measure(config, "after", held_out)

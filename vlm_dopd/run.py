@@ -90,13 +90,14 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         method, budget = config.build_method(), config.data.max_pass_tokens
         return WindowBuilder(student, teacher, method, engine, pad, special, ranks, budget)
 
-    eval_data = SampleDataset(config.data.eval, config.data.eval_limit) if config.data.eval else None
+    policy = config.build_image_policy()
+    eval_data = SampleDataset(config.data.eval, config.data.eval_limit, policy) if config.data.eval else None
     return DopdTrainer(
         student=student,
         build_window=build_window,
         evaluate_student=_evaluator(config, student, processor, eval_data) if eval_data else None,
         args=args,
-        train_dataset=SampleDataset(config.data.train),
+        train_dataset=SampleDataset(config.data.train, policy=policy),
         eval_dataset=eval_data,
         data_collator=Collator(
             Encoder(processor, student.model),

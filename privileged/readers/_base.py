@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from .. import checks, geometry
 from ..checks import KEEPABLE, Dropped, Report
-from ..errors import DataError
+from ..errors import DataError, ImageError
 from ..geometry import SPACES, Box, Coords, Point
-from ..images import FORMATS
+from ..images import inspect_image
 from ..records import ImageRef, Note, PrivilegedRecord, Region
 from . import Annotated
 from ._files import numbers, points, short
@@ -99,19 +96,12 @@ class Options:
 
 
 def image_header(root: str, name: str) -> tuple[int, int, int] | None:
-    """(stored width, stored height, EXIF orientation) of an image under `root`; None if there is no such image."""
+    """(stored width, stored height, EXIF orientation) of an image under `root`; None if there is no usable one."""
     try:
-        folder = Path(root).resolve()
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder) or not path.is_file():
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                orientation = image.getexif().get(0x0112, 1)
-                return *image.size, orientation if orientation in range(1, 9) else 1
-    except Exception:  # Pillow's parsers raise many types; whatever it is, it is no image that we could use
+        facts = inspect_image(name, Path(root))
+    except ImageError:
         return None
+    return *facts.stored_size, facts.orientation
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _accuracy(report: Report, title: str) -> Chart | None:
         name="accuracy",
         title=title,
         caption="The plain prompt, without boxes: what the deployed student sees.",
-        svg=_svg(figure, "accuracy", title),
+        svg=svg(figure, "accuracy", f"Chart over the optimiser steps: {title}"),
         legend=tuple(legend),
     )
 
@@ -136,7 +136,7 @@ def _entropy(report: Report, title: str) -> Chart | None:
         name="entropy",
         title=title,
         caption="How undecided the student is between tokens; a fall to zero means it stopped exploring.",
-        svg=_svg(figure, "entropy", title),
+        svg=svg(figure, "entropy", f"Chart over the optimiser steps: {title}"),
         legend=(),
     )
 
@@ -164,7 +164,7 @@ def _shares(report: Report, title: str) -> Chart | None:
         title=title,
         caption="“They”: teacher and student, both shown the boxes. Dark shades learn from the teacher, light ones "
         "from the student itself.",
-        svg=_svg(figure, "shares", title),
+        svg=svg(figure, "shares", f"Chart over the optimiser steps: {title}"),
         legend=tuple(legend),
     )
 
@@ -222,7 +222,7 @@ def _length(report: Report, title: str) -> Chart | None:
         name="length",
         title=title,
         caption="Responses the student wrote in training. Growing length with many cut off is a warning.",
-        svg=_svg(figure, "length", title),
+        svg=svg(figure, "length", f"Chart over the optimiser steps: {title}"),
         legend=(),
     )
 
@@ -250,7 +250,13 @@ def _lines(
         axes.plot(curve.step, curve.value, color=PAINT[key.paint], linestyle=style, zorder=9 - rank, **_dots(curve))
     _from_zero(axes, *(curve.value for curve, _ in present))
     legend = tuple(key for _, key in present)
-    return Chart(name=name, title=title, caption=caption, svg=_svg(figure, name, title), legend=legend)
+    return Chart(
+        name=name,
+        title=title,
+        caption=caption,
+        svg=svg(figure, name, f"Chart over the optimiser steps: {title}"),
+        legend=legend,
+    )
 
 
 def _canvas(*units: str) -> tuple[Figure, list[Axes]]:
@@ -281,8 +287,11 @@ def _percent(curve: Curve) -> list[float]:
     return [100 * value for value in curve.value]
 
 
-def _svg(figure: Figure, name: str, title: str) -> Markup:
-    """`figure` for use inside HTML: no XML prolog, namespaces or style sheet, and ids of its own."""
+def svg(figure: Figure, name: str, label: str) -> Markup:
+    """`figure` for use inside HTML: no XML prolog, namespaces or style sheet, and ids of its own.
+
+    `label` is what a screen reader says; `name` keeps the ids of several charts on a page apart.
+    """
     stream = io.StringIO()
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(stream, format="svg", transparent=True, metadata=empty)
@@ -300,7 +309,7 @@ def _svg(figure: Figure, name: str, title: str) -> Markup:
     for key in ("width", "height", "version"):
         del root.attrib[key]
     root.set("role", "img")
-    root.set("aria-label", f"Chart over the optimiser steps: {title}")
+    root.set("aria-label", label)
     text = ElementTree.tostring(root, encoding="unicode")
     for token, paint in PAINT.items():
         text = text.replace(paint, f"var(--{token})")

@@ -1,0 +1,52 @@
+"""Processors and models by folder, as the audit and the preview need them: without weights where none are needed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import evals
+from evals.model import HFModel
+from privileged.tokens import ImageGeometry, count_tokens
+from privileged.views import View
+
+from ..collate import Encoder
+from ..roles import load_policy, load_processor, tokenizer_of
+
+BATCH = 16
+
+
+def encoder_of(path: str) -> Encoder:
+    """The encoder of the processor in folder `path`, to count tokens with."""
+    return Encoder(load_processor(path))
+
+
+def asker(path: str, max_new_tokens: int) -> evals.Model:
+    """The model in folder `path`, to be asked for greedy answers."""
+    processor = load_processor(path)
+    policy = load_policy(path, tokenizer_of(processor))
+    return HFModel(policy.model, processor, max_new_tokens, BATCH, desc=Path(path).name)
+
+
+class TokenCounter:
+    """Tokens of a view's prompt, by the processor in folder `path`. Goes to other processes as its path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, view: View) -> int:
+        tokenizer = tokenizer_of(self._encoder.processor)
+        geometry = self._geometry if view.images else ImageGeometry()
+        return count_tokens(view, geometry, self._encoder.render, lambda text: len(tokenizer.encode(text))).total
+
+    def __reduce__(self) -> Any:
+        return TokenCounter, (self.path,)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return encoder_of(self.path)
+
+    @cached_property
+    def _geometry(self) -> ImageGeometry:
+        return ImageGeometry.from_processor(self._encoder.processor)
