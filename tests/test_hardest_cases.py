@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from privileged import DataError, Note, PrivilegedRecord, Region, Sample, build_views, get_builder
+from privileged.audit import DropPolicy, audit_row, decide
 from privileged.geometry import Coords, px_to_rel1000
 from privileged.reading import Reading, read_annotations
 from privileged.rows import read_rows, to_sample
+from privileged.scale import map_rows
+from privileged.tokens import ImageGeometry, count_tokens
 from vlm_dopd.collate import Collator, Encoder
 from vlm_dopd.data import SampleDataset
 from vlm_dopd.packing import pack
@@ -312,3 +315,77 @@ def test_11_ten_thousand_regions(encoder):
     assert shown(views.privileged).count("bbox_2d") == 20 and views.left_out == 9_980
     batch = Collator(encoder, get_builder("boxes", max_regions=10_000), 4096)([sample(regions=regions)])
     assert batch.without_privilege == 1, "over budget: trained without p, never with a part of it"
+
+
+@pytest.mark.parametrize("box", [(0, 0, 3, 3), (317, 237, 320, 240), (100, 5, 102, 235), (5, 100, 315, 102)])
+@pytest.mark.parametrize("min_pixels", [65_536, 4_096])
+def test_6_tiny_and_sliver_crops(model, box, min_pixels):
+    """3 x 3 px in a corner, slivers of 1:115 and 155:1: the processor takes the crop, and we knew its tokens before."""
+    processor = tiny.processor()
+    processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": 16_777_216}
+    encoder = Encoder(processor, model)
+    full = sample(regions=[Region(id="r", label="cup", box=box)])
+    geometry = ImageGeometry.from_processor(processor)
+    for pad in (0.0, 0.5):
+        (crop,) = build_views(full, get_builder("crops", mode="replace", pad=pad)).privileged.images
+        view = build_views(full, get_builder("crops", mode="append", pad=pad)).privileged
+        prompt = encoder.encode(view)
+        pads = [int(image.grid_thw.prod()) // 4 for image in prompt.images]
+        assert pads == [geometry.tokens(*image.size) for image in view.images]
+        assert geometry.tokens(*crop.size) == pads[-1]
+        count = count_tokens(view, geometry, encoder.render, lambda text: len(encoder.processor.tokenizer.encode(text)))
+        assert count.total == prompt.id_P.numel()
+
+
+SIXTEEN = [  # answer, question, labels, boxes, grade
+    ("4", "How old?", ["car", "van"], [(4, 4, 44, 44), (4, 50, 40, 90)], 0),
+    ("4", "How many cars are there?", ["car"] * 4, [(i * 50, 4, i * 50 + 40, 44) for i in range(4)], 2),
+    ("Red", "Which light is on?", ["red traffic light"], [(4, 4, 44, 44)], 3),
+    ("A", "Which?", ["A man walks a dog"], [(4, 4, 44, 44)], 0),
+    ("1000", "What does it cost?", ["price 1,000"], [(4, 4, 44, 44)], 3),
+    ("2", "Which gate?", ["route 12"], [(4, 4, 44, 44)], 0),
+    ("art", "What is it?", ["cart"], [(4, 4, 44, 44)], 0),
+    ("12", "Which number?", ["number １２"], [(4, 4, 44, 44)], 3),
+]
+
+
+@pytest.mark.parametrize(("answer", "question", "labels", "boxes", "expected"), SIXTEEN)
+def test_10_leaks_through_the_audit(tmp_path, answer, question, labels, boxes, expected):
+    """The rules on whole rows, as the audit runs them: words count, coordinates never, and a dropped row names its
+    rule. All sixteen cases word by word: test_leaks."""
+    Image.new("RGB", (320, 240), GREY).save(tmp_path / "a.png")
+    regions = tuple(
+        Region(id=f"r{i}", label=label, box=box) for i, (label, box) in enumerate(zip(labels, boxes, strict=True))
+    )
+    record = PrivilegedRecord(sample_id="a", regions=regions)
+    row = {"id": "a", "question": question, "answer": answer, "images": ["a.png"], "privileged": record.to_json()}
+    builder = get_builder("boxes")
+    facts = audit_row(row, "a", tmp_path, builder=builder)
+    decision = decide(facts, DropPolicy(), builder.discloses)
+    assert facts["grade"] == expected
+    assert decision["fate"] == {0: "kept", 1: "kept", 2: "warned", 3: "dropped"}[expected]
+    assert bool(decision["rules"]) is (expected >= 2)
+
+
+def test_12_hostile_rows_in_a_loader_with_workers(tmp_path):
+    """Each bad file is one line with its name; the good row between them comes through, and no worker dies. The whole
+    corpus: test_hostile_corpus."""
+    Image.new("RGB", (32, 24), RED).save(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    (tmp_path / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (tmp_path / "out.png").symlink_to("/etc/hostname")
+    names = ["cut.png", "page.jpg", "out.png", "../x.png", "http://localhost/x.png", "file:///etc/passwd", "none.png"]
+    rows = [{"question": "q", "images": [name]} for name in [*names, "good.png"]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fates = map_rows(tmp_path / "rows.jsonl", fate_of, key="12", workers=2)
+    assert fates[-1] == "ok"
+    for name, fate in zip(names, fates, strict=False):
+        assert fate.startswith("ImageError: ") and name in fate and "\n" not in fate
+
+
+def fate_of(row, default_id, root):
+    try:
+        to_sample(row, default_id, root)
+    except DataError as error:
+        return f"{type(error).__name__}: {error}"
+    return "ok"
