@@ -83,7 +83,7 @@ class Divergence:
         return self.value(*(self.close(*side) for side in sides))
 
     def support_ids(self, logits_NV: Tensor, token_N: Tensor) -> Tensor | None:
-        """Tokens the sum runs over, [N, K] without repeats, or None for all V. Any shift of a row gives the same ids."""
+        """Tokens the sum runs over, [N, K], or None for all V. Logits and log-probabilities give the same ids."""
         if self.support == "sampled":
             return token_N.unsqueeze(-1)
         if self.support == "full" or self.k >= logits_NV.shape[-1]:
