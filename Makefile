@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
 
-.PHONY: demo test lint assets clean
+.PHONY: demo test lint assets bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vlm-dopd demo $(ARGS)
@@ -23,6 +23,10 @@ lint: $(VENV)/installed-test
 assets: $(VENV)/installed-test
 	$(BIN)/python -m assets.build
 
+# Measures on a quiet machine: an hour or so on two cores. `make bench ARGS=loss` for one part; see tests/bench/.
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m tests.bench $(ARGS)
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -33,6 +37,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@ $(VENV)/installed
+
+$(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,bench]"
+	touch $@ $(VENV)/installed $(VENV)/installed-test
 
 clean:
 	rm -rf $(VENV) runs

@@ -22,6 +22,7 @@ from PIL import Image
 import evals
 from privileged import Note, PrivilegedRecord, Region, get_builder
 from privileged.draw import PALETTE
+from tests.browser import laid_out
 from tests.photographs import photograph
 from vlm_dopd.annotate.audit import audit
 from vlm_dopd.annotate.audit_page import BOXES, readable
@@ -283,3 +284,18 @@ def test_text_for_the_page_is_short_and_clean():
     assert readable("x" * 400) == "x" * 320 + " […]"
     assert readable("<|im_end|>") == "< |im_end|>"
     assert readable(3) == "3"
+
+
+def test_nothing_overlaps_in_a_browser(tmp_path):
+    """Photographs, long and non-Latin labels, leaks and errors; wide and narrow."""
+    labels = ["红色的人", "الرجل الأيسر", "кресло" * 12, "w" * 200]
+    rows = [
+        photo_row("voc"),
+        photo_row("arc2017", question="How many are there?", answer="8"),
+        photo_row("voc", id="x" * 200, privileged=record("x" * 200, labels)),
+        photo_row("voc", id="gone", images=["none.png"], privileged=None),
+    ]
+    page_of(tmp_path, rows)
+    found = laid_out(tmp_path / "out" / "audit.html", tmp_path)
+    assert {width: one["wrong"] for width, one in found.items()} == {1400: [], 420: []}
+    assert min(one["count"] for one in found.values()) > 60

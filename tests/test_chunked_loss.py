@@ -370,7 +370,7 @@ def test_gradient_of_the_logits_equals_autograd_of_the_definition(cell, data):
     weight_N = torch.tensor(data.draw(st.lists(st.sampled_from([0, 1, -0.5, 2.5]), min_size=count, max_size=count)))
     value_N, grad_NV = defined(divergence, student_NV, target_NV, token_N, weight_N)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked_loss, "COLUMNS", data.draw(st.integers(1, 15)))
+        patch.setattr(chunked_loss, "BLOCK", data.draw(st.integers(1, 60)))
         output, fused_NV = fused(
             divergence, student_NV, target_NV, token_N, weight_N, chunk=data.draw(st.integers(1, 8))
         )

@@ -5,19 +5,14 @@ a name; 3) the picture cuts nothing, and names what no font can show; 4) in a br
 overlaps.
 """
 
-import base64
 import dataclasses
-import json
-import re
-import shutil
-import subprocess
-from html import escape as escape_html
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
 from privileged import Note, get_builder
+from tests.browser import laid_out
 from tests.photographs import photograph
 from tests.test_preview import Failing, encoder, labelled, seen
 from vlm_dopd.annotate import preview_picture
@@ -154,45 +149,11 @@ def test_the_pixels_of_right_to_left_words_are_in_their_order(tmp_path):
     assert run.text == "מכונית אדומה"
 
 
-LAYOUT = """
-const shown = [...document.querySelectorAll(
-  "h1, h2, h3, .lead, nav li, dt, dd, li, th, td, .prompt > p, .text, figure, figcaption, .error, footer p")]
-  .filter(e => e.getClientRects().length && !e.closest("thead"));
-const box = e => e.getBoundingClientRect();
-const name = e => e.tagName + "." + e.className;
-const wrong = [];
-for (const [i, a] of shown.entries()) {
-  const r = box(a);
-  if (r.right > innerWidth + 0.5 || r.left < -0.5) wrong.push("too wide: " + name(a));
-  if (a.scrollWidth > a.clientWidth + 1 && a.clientWidth) wrong.push("runs over: " + name(a));
-  for (const b of shown.slice(i + 1)) {
-    if (a.contains(b) || b.contains(a)) continue;
-    const s = box(b);
-    const across = Math.min(r.right, s.right) - Math.max(r.left, s.left);
-    const down = Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top);
-    if (across > 1 && down > 1) wrong.push(name(a) + " over " + name(b));
-  }
-}
-const page = document.documentElement;
-if (page.scrollWidth > innerWidth) wrong.push("the page is " + page.scrollWidth);
-for (const art of document.querySelectorAll("figure svg")) {
-  if (box(art).width < 10 || box(art).height < 4) wrong.push("invisible: " + art.viewBox.baseVal.width);
-}
-const columns = new Set([...document.querySelectorAll(".sample:first-of-type .prompt")].map(e => box(e).left)).size;
-const result = {wrong, columns, height: page.scrollHeight, count: shown.length};
-frameElement.height = page.scrollHeight;
-parent.document.getElementById("w" + innerWidth).textContent = btoa(JSON.stringify(result));
-"""
-
-
 def test_nothing_overlaps_in_a_browser(own, tmp_path):
     """Chromium's own boxes at 1400 and 420 px: no two blocks share a pixel, none is wider than the window.
 
     A screenshot of the upper part of both is kept. They are frames: a browser's window is never narrower than 500 px.
     """
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium or google-chrome on the PATH to measure the page in")
     small = photograph("arc2017")
     small = dataclasses.replace(small, images=(small.images[0].resize((640, 480)).quantize(32).convert("RGB"),))
     samples = [
@@ -201,24 +162,7 @@ def test_nothing_overlaps_in_a_browser(own, tmp_path):
         seen(labelled("cup", question="W" * 500, size=(64, 900), answer="y" * 200), own, "boxes", budget=5),
         seen(labelled("cup"), own, Failing()),
     ]
-    page = write_page(samples, tmp_path / "page.html").read_text(encoding="utf-8")
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    inner = escape_html(page.replace("</body>", f"<script>{LAYOUT}</script></body>"))
-    frames = [f'<i id="w{w}"></i><iframe width={w} height=900 srcdoc="{inner}"></iframe>' for w in (1400, 420)]
-    both = tmp_path / "both.html"
-    style = "iframe {border: 0; vertical-align: top} i {display: none}"
-    both.write_text(f"<meta charset=utf-8><style>{style}</style>{''.join(frames)}", encoding="utf-8")
-    base = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    base += [f"--user-data-dir={tmp_path / 'profile'}", both.as_uri()]
-    dom = subprocess.run([*base, "--dump-dom"], capture_output=True, text=True, timeout=120, check=True).stdout
-    found = {
-        int(width): json.loads(base64.b64decode(code)) for width, code in re.findall(r'<i id="w(\d+)">([^<]+)<', dom)
-    }
+    found = laid_out(write_page(samples, tmp_path / "page.html"), tmp_path)
     assert {width: one["wrong"] for width, one in found.items()} == {1400: [], 420: []}
     assert {width: one["columns"] for width, one in found.items()} == {1400: 3, 420: 1}
     assert min(one["count"] for one in found.values()) > 60
-    shot, tall = tmp_path / "both.png", min(4000, found[1400]["height"])
-    subprocess.run(
-        [*base, f"--window-size=1860,{tall}", f"--screenshot={shot}"], capture_output=True, timeout=120, check=True
-    )
-    assert Image.open(shot).size == (1860, tall)

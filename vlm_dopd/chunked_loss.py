@@ -28,8 +28,8 @@ from .divergences import Divergence
 
 CHUNK = 256
 """Tokens whose logits exist at one time: 256 × 151,936 float32 are 156 MB, and there are three such buffers."""
-COLUMNS = 8192
-"""Columns of a full-vocabulary divergence that autograd sees at one time (1024 to 16,384 take the same time)."""
+BLOCK = 2**20
+"""Numbers of a full-vocabulary divergence that autograd sees at one time: its dozen of temporaries are 4 MB each."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,8 @@ def _full_gradient(
     """As `_gradient`, over the whole vocabulary: value and slopes block by block of columns, of which it is a sum."""
     _log_softmax(target_nV, scratch_nV=grad_nV)
     value_n = torch.zeros_like(weight_n)
-    blocks = list(zip(*(x.split(COLUMNS, -1) for x in (logp_nV, target_nV, grad_nV)), strict=True))
+    width = max(1, BLOCK // len(logp_nV))
+    blocks = list(zip(*(x.split(width, -1) for x in (logp_nV, target_nV, grad_nV)), strict=True))
     for logp_nC, target_nC, grad_nC in blocks:
         value, slope_nC = _slope(partial(divergence.value, target_NC=target_nC), logp_nC, weight_n)
         value_n += value
