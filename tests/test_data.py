@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from privileged import DataError
+from privileged.image_policy import ImagePolicy
 from privileged.records import SCHEMA
 from vlm_dopd.data import SampleDataset
 from vlm_dopd.errors import ConfigError
@@ -267,3 +268,12 @@ def test_the_shipped_files_are_read():
         for sample in (data[i] for i in range(5)):
             assert (len(sample.images), bool(sample.answer), bool(sample.privileged)) == (images, True, True)
             assert data.kind(0)
+
+
+def test_the_image_policy_reaches_the_loader(tmp_path):
+    """What `data.images` says holds for every image of the rows."""
+    path = jsonl(tmp_path, {"question": "q", "images": ["a.png"]})
+    (tmp_path / "a.png").write_bytes(png((16, 12)))
+    assert SampleDataset(path)[0].images[0].size == (16, 12)
+    with pytest.raises(DataError, match=r"row 0: image 'a\.png'.*16x12"):
+        SampleDataset(path, policy=ImagePolicy(min_side=13))[0]
