@@ -173,11 +173,13 @@ def test_padded_vocabulary_rows_have_no_probability():
 
 
 @pytest.mark.parametrize("frozen", ["head", "hidden", "both"])
-def test_frozen_parts_get_no_gradient(frozen):
-    """A frozen LM head (LoRA) or frozen trunk: the other's gradient is what it was."""
+def test_frozen_parts_get_no_gradient(frozen, monkeypatch):
+    """A frozen LM head (LoRA) or frozen trunk: the other's gradient is what it was, the head's is not even formed."""
     case = Case()
     terms = case.terms()["hard routing"]
     expected, grads = routed(case, terms)
+    if frozen != "hidden":
+        monkeypatch.setattr(chunked_loss, "_add_product", None)
     case.head_VH.requires_grad_(frozen == "hidden")
     case.hidden_NH.requires_grad_(frozen == "head")
     output = routed_loss(case.hidden_NH, case.head_VH, case.token_N, terms, 4)
@@ -263,12 +265,13 @@ def test_logits_are_formed_once_a_token_and_target_and_only_where_needed(mix, ch
 
 
 def test_one_target_under_several_divergences_is_scored_once(monkeypatch):
-    """Top-K, sampled and JS against one teacher on the same token: one row of student and of teacher logits each."""
+    """Top-K, sampled and JS on the same token, targets in turn: one row of student and of each target's logits."""
     case = Case()
-    terms = [Term(d, case.weights(0.5, 1.0), case.teacher) for d in (TAIL, JS, SAMPLED, replace(TAIL, k=2), TAIL)]
+    divergences, targets = (TAIL, JS, SAMPLED, replace(TAIL, k=2), TAIL), (case.teacher, case.self_target)
+    terms = [Term(d, case.weights(0.5, 1.0), target) for d in divergences for target in targets]
     expected, formed = plain(case, terms), Formed(monkeypatch)
     assert_same(routed(case, terms), expected)
-    assert len(formed.of(case.head_VH)) == len(formed.of(case.teacher.head_VH)) == N
+    assert [len(formed.of(head_VH)) for head_VH in (case.head_VH, *(t.head_VH for t in targets))] == [N, N, N]
 
 
 def test_terms_that_share_divergence_and_target_are_one(monkeypatch):

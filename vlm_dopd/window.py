@@ -181,18 +181,17 @@ class WindowBuilder:
         if self.method.reduction == "seq_mean":
             weight_RN = weight_RN / scores.length_N
         device = self.policies["student"].head_VH.device
-        return tuple(
-            TrainingBatch(
-                packed.to(device),
-                tuple(
-                    Term(
-                        component.divergence, weight_N.to(device), _at(scores.by_role[component.target], packed.place_N)
-                    )
-                    for component, weight_N in zip(self.method.components, weight_RN[:, packed.place_N], strict=True)
-                ),
+        targets = {component.target for component in self.method.components}
+        batches = []
+        for packed in scores.plain:
+            # One object a role: the loss forms the logits of a target once for all terms that share it.
+            by_role = {role: _at(scores.by_role[role], packed.place_N) for role in targets}
+            terms = tuple(
+                Term(component.divergence, weight_N.to(device), by_role[component.target])
+                for component, weight_N in zip(self.method.components, weight_RN[:, packed.place_N], strict=True)
             )
-            for packed in scores.plain
-        )
+            batches.append(TrainingBatch(packed.to(device), terms))
+        return tuple(batches)
 
 
 def _at(scored: Scored, place_N: Tensor) -> Scored:
