@@ -10,6 +10,7 @@ import bisect
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,13 @@ class Report:
     def drop_object(self, error: DataError) -> None:
         """Count one object that `error` stopped: by its reason if it has one, else as malformed."""
         self._count(self.objects, f"dropped:{getattr(error, 'reason', 'malformed')}", str(error))
+
+    def lose(self, regions: Iterable[Any], error: DataError) -> None:
+        """Count regions that were kept, or clamped, as dropped after all: their sample is not used."""
+        for region in regions:
+            self.objects["clamped" if "clipped" in region.extra else "kept"] -= 1
+            self.drop_object(error)
+        self.objects = +self.objects
 
     def drop_image(self, error: DataError) -> None:
         """Count one image or sample that `error` stopped."""

@@ -43,7 +43,11 @@ class Plugins:
 
     def get(self, name: str, options: dict[str, Any]) -> Any:
         """Plug-in `name` with its options. Raises DataError if the name or an option is unknown."""
-        cls = getattr(self.find(name), self.kind.upper())
+        cls = getattr(self.find(name), self.kind.upper(), None)
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            raise DataError(
+                f"{self.kind} {name!r}: expected a dataclass named {self.kind.upper()} in its file, got none"
+            )
         known = {field.name for field in dataclasses.fields(cls) if field.init}
         if unknown := sorted(set(options) - known):
             listed = ", ".join(sorted(known)) or "none"

@@ -64,6 +64,12 @@ def read_turn(messages: Any, root: Path, policy: ImagePolicy = DEFAULT) -> Turn:
     return Turn(question="".join(texts), images=tuple(images), answer=answer)
 
 
+def turn_sources(messages: Any) -> list[bytes | str]:
+    """The sources of the images that `read_turn` would load, in its order."""
+    parts = [part for _, content in _turns(messages) for part in content]
+    return [_source(value, "messages") for kind, value in (_kind(p, "messages") for p in parts) if kind == "image"]
+
+
 def _turns(messages: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(role, content parts) of each message; what is null was filled in by Arrow and is left out."""
     if not isinstance(messages, list):

@@ -10,14 +10,15 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .checks import Dropped, Report
 from .errors import DataError
-from .readers import Annotated, get_reader
+from .readers import Annotated, find, get_reader
+from .readers._base import SUFFIXES
 from .records import ImageRef, Note, PrivilegedRecord, Region
 from .rows import read_rows, write_rows
 from .scale import Shard, cache_folder, file_digest
@@ -56,6 +57,9 @@ def read_annotations(reading: Reading, out: Path) -> Report:
     Image paths are written relative to the folder of `out`. Raises DataError for files that are not of the format, for
     samples without a question, and for images that lie outside that folder.
     """
+    sources = (*reading.paths, *([reading.questions] if reading.questions else []))
+    if out.resolve() in {source.resolve() for source in sources}:
+        raise DataError(f"{out}: expected a new file, got one of those that are read")
     found = _annotated(reading)
     report = Report()
     if reading.questions is None:
@@ -74,7 +78,7 @@ def _annotated(reading: Reading) -> Any:
     """
     import datasets
 
-    told = [reading.format, reading.options, [file_digest(path) for path in reading.paths], VERSION]
+    told = [reading.format, reading.options, [file_digest(path) for path in reading.paths], _around(reading), VERSION]
     digest = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
     text = datasets.Value("large_string")
     found = datasets.Dataset.from_generator(
@@ -89,12 +93,27 @@ def _annotated(reading: Reading) -> Any:
     return found
 
 
+def _around(reading: Reading) -> list[str]:
+    """Digests of what samples depend on besides `paths`: the reader's own file, files that options name, images."""
+    named = [Path(value) for value in reading.options.values() if isinstance(value, str) and value]
+    digests = [file_digest(path) for path in named if path.is_file()]
+    if (root := Path(str(reading.options.get("image_root") or ""))) != Path():
+        pictures = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+        stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in pictures if p.is_file() and (s := p.stat())]
+        digests.append(hashlib.sha256(json.dumps(stamps).encode()).hexdigest())
+    source = find(reading.format).__file__
+    return digests + ([file_digest(Path(source))] if source else [])
+
+
 def _generate(paths: list[Path], name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for path in paths:
         try:
             yield from _samples(path, name, options)
         except DataError as error:  # as a row: an exception would lose its text between processes
             yield dict.fromkeys(COLUMNS) | {"error": str(error)}
+        except Exception as error:  # of somebody else's reader
+            told = f"{path}: reader {name!r} failed: {type(error).__name__}: {' '.join(str(error).split())}"
+            yield dict.fromkeys(COLUMNS) | {"error": told}
 
 
 def _samples(path: Path, name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -106,7 +125,7 @@ def _samples(path: Path, name: str, options: dict[str, Any]) -> Iterator[dict[st
             yield held
         held = _columns(sample, root) | {"report": report.take().to_json()}
     if held is None:
-        raise DataError(f"{path}: expected samples, got none; {'; '.join(report.lines())}")
+        raise DataError(f"{path}: expected samples, got none; {'; '.join(report.lines())[:300]}")
     rest = Report.from_json(held["report"])
     rest.merge(report)
     yield held | {"report": rest.to_json()}
@@ -145,70 +164,91 @@ def _own_rows(reading: Reading, found: Any, out: Path, report: Report) -> Iterat
                 f"format {reading.format!r} holds no question for sample {entry['id']!r}: give a file of questions "
                 "about the same images, or one question for all"
             )
+        record = PrivilegedRecord.from_json(entry["record"])
         if first[entry["id"]] != place:
             fates.images["kept"] -= 1
             fates.drop_image(Dropped("same id", f"sample {entry['id']!r} again"))
+            fates.lose(record.regions, Dropped("same id", f"sample {entry['id']!r} again"))
             report.merge(fates)
             continue
         report.merge(fates)
-        record = PrivilegedRecord.from_json(entry["record"])
-        yield _row(record, question, entry["answer"], _moved(record.images, reading, out))
+        images = _moved(record.images, reading, out)
+        if not reading.options.get("image_root"):
+            for image in images:
+                if not (out.parent / image).is_file():
+                    report.note("image not found from the folder of the output: give image_root", image)
+        yield _row(record, question, entry["answer"], images)
 
 
 def _asked_rows(reading: Reading, found: Any, out: Path, report: Report) -> Iterator[dict[str, Any]]:
     """The rows of the file of questions, each with the regions of the images it names."""
     assert reading.questions is not None
     rows = read_rows(reading.questions)
-    by_image: dict[str, list[int]] = defaultdict(list)
+    by_image: dict[str, list[tuple[int, int]]] = defaultdict(list)  # path -> (place in `found`, image of its record)
     root = Path(str(reading.options.get("image_root") or reading.questions.parent)).resolve()
     for place, text in enumerate(found["record"]):
-        for ref in PrivilegedRecord.from_json(text).images:
-            by_image[str(root / ref.path)].append(place)
+        for number, ref in enumerate(PrivilegedRecord.from_json(text).images):
+            by_image[str((root / ref.path).resolve())].append((place, number))
     wanted = reading.shard.slice(len(rows))
     if reading.shard.index == 1:
         for text in found["report"]:
             report.merge(Report.from_json(text))
-        asked = {str(path) for row in rows for path in _paths(row, reading.questions)}
+        asked = {str(path) for place, row in enumerate(rows) for path in _paths(row, reading.questions, place)}
         for image in sorted(set(by_image) - asked):
             report.note("annotated image without a question", Path(image).name)
+    first: dict[str, int] = {}
+    for place, row in enumerate(rows):
+        first.setdefault(_asked_id(row, reading.questions, place), place)
     for place in wanted:
         row = dict(rows[place])
         where = f"{reading.questions} row {place}"
-        sample_id = str(row.get("id") or f"{reading.questions.stem}-{place}")
-        paths = _paths(row, reading.questions)
-        parts = [PrivilegedRecord.from_json(found[i]["record"]) for p in paths for i in by_image.get(str(p), [])[:1]]
-        if len(parts) < len(paths):
+        question = row.get("question")
+        if not isinstance(question, str) or not question.strip():
+            raise DataError(f"{where}: question: expected a non-empty string, got {question!r}")
+        sample_id = _asked_id(row, reading.questions, place)
+        if first[sample_id] != place:
+            report.note("question with the id of an earlier one", f"{where}: {sample_id!r}")
+        paths = _paths(row, reading.questions, place)
+        parts = [
+            [(PrivilegedRecord.from_json(found[i]["record"]), n) for i, n in by_image.get(str(p), [])] for p in paths
+        ]
+        if not all(parts):
             report.note("question about an image without annotations", where)
+        if any(len(part) > 1 for part in parts):
+            report.note("question about an image that was annotated several times: all are joined", where)
         record = _joined(sample_id, paths, root, parts)
         row.pop("image", None)  # `images` says it
-        yield row | _row(record, row["question"], row.get("answer"), _moved(record.images, reading, out))
+        yield row | _row(record, question, row.get("answer"), _moved(record.images, reading, out))
 
 
-def _paths(row: dict[str, Any], file: Path) -> list[Path]:
+def _asked_id(row: dict[str, Any], file: Path, place: int) -> str:
+    return f"{file.stem}-{place}" if row.get("id") in (None, "") else str(row["id"])
+
+
+def _paths(row: dict[str, Any], file: Path, place: int) -> list[Path]:
     """The images of a row of questions, resolved."""
     sources = row.get("images") or ([row["image"]] if row.get("image") else [])
-    if not all(isinstance(source, str) for source in sources):
-        raise DataError(f"{file}: images: expected paths, got encoded pixels; annotations name files")
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+        raise DataError(f"{file} row {place}: images: expected a list of paths, got others; annotations name files")
     return [(file.parent / source).resolve() for source in sources]
 
 
-def _joined(sample_id: str, paths: Sequence[Path], root: Path, parts: Iterable[PrivilegedRecord]) -> PrivilegedRecord:
-    """One record for a question about several images: each part's regions on the image it was made for."""
-    by_path = {str(root / part.images[0].path): part for part in parts}
-    many = len(paths) > 1
+def _joined(
+    sample_id: str, paths: Sequence[Path], root: Path, parts: Sequence[Sequence[tuple[PrivilegedRecord, int]]]
+) -> PrivilegedRecord:
+    """One record for a question about several images. `parts` are, for each, the (record, which of its images)."""
     regions: list[Region] = []
     refs: list[ImageRef] = []
     notes: list[Note] = []
     relations: list[tuple[str, str, str]] = []
-    for number, path in enumerate(paths):
-        part = by_path.get(str(path))
-        refs.append(part.images[0] if part else ImageRef(path=os.path.relpath(path, root)))
-        if part is None:
-            continue
-        prefix = f"{number + 1}." if many else ""
-        regions += [replace(r, image=number, id=prefix + r.id) for r in part.regions if r.image == 0]
-        relations += [(prefix + a, predicate, prefix + b) for a, predicate, b in part.relations]
-        notes += part.notes
+    for number, (path, own) in enumerate(zip(paths, parts, strict=True)):
+        refs.append(own[0][0].images[own[0][1]] if own else ImageRef(path=os.path.relpath(path, root)))
+        for again, (part, index) in enumerate(own):
+            prefix = (f"{number + 1}." if len(paths) > 1 else "") + (f"{again + 1}." if again else "")
+            here = {r.id for r in part.regions if r.image == index}
+            regions += [replace(r, image=number, id=prefix + r.id) for r in part.regions if r.image == index]
+            relations += [(prefix + a, name, prefix + b) for a, name, b in part.relations if {a, b} <= here]
+            notes += [note for note in part.notes if note not in notes]
     return PrivilegedRecord(
         sample_id=sample_id,
         regions=tuple(regions),

@@ -12,7 +12,7 @@
 Instead of `question`, `images` and `answer` a row may have `messages`, the chat turns of Qwen's own tools.
 
 Columns that other toolkits use for p are taken along, for the builder `column`: text in `privileged_context` or
-`teacher_prompt` (text, or chat messages), pictures in `teacher_images` or `bbox_images`.
+`teacher_prompt` (text, or chat messages), pictures in `teacher_images` or `bbox_images`. So is the text of any other.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from PIL import Image
 from .errors import DataError
 from .image_policy import DEFAULT, ImagePolicy
 from .images import image_source, load_image
-from .qwen_messages import Turn, read_turn
+from .qwen_messages import Turn, read_turn, turn_sources
 from .records import PrivilegedRecord, Sample
 
 Rows = Sequence[dict[str, Any]]
 
 TEXT_COLUMNS = ("privileged_context", "teacher_prompt")
 IMAGE_COLUMNS = ("teacher_images", "bbox_images")
+OWN_COLUMNS = ("id", "question", "answer", "kind", "privileged", "image", "images", "messages", *IMAGE_COLUMNS)
+SOURCE_COLUMNS = ("image", "images", "messages", *IMAGE_COLUMNS)
+"""Columns that name or hold pictures."""
 
 
 def read_rows(path: Path) -> Rows:
@@ -62,7 +65,12 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     with part.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            line = json.dumps(row, ensure_ascii=False)
+            try:
+                line = json.dumps(row, ensure_ascii=False)
+            except TypeError as error:
+                raise DataError(
+                    f"{path} row {count}: expected columns that JSON can hold, got others ({error})"
+                ) from None
             file.write((line if _encodable(line) else json.dumps(row)) + "\n")
             count += 1
     part.replace(path)
@@ -86,7 +94,8 @@ def to_sample(row: dict[str, Any], default_id: str, root: Path, policy: ImagePol
     record = row.get("privileged")
     record = PrivilegedRecord.from_json(record) if record else None
     sample_id = _text("id", row.get("id")) or (record.sample_id if record else default_id)
-    texts = {name: text for name in TEXT_COLUMNS if (text := _prompt_text(name, row.get(name)))}
+    texts = {name: text for name, text in row.items() if name not in OWN_COLUMNS and text and isinstance(text, str)}
+    texts |= {name: text for name in TEXT_COLUMNS if (text := _prompt_text(name, row.get(name)))}
     pictures = {name: _images(name, row[name], root, policy) for name in IMAGE_COLUMNS if row.get(name)}
     if texts or pictures:
         record = record or PrivilegedRecord(sample_id=sample_id)
@@ -104,6 +113,29 @@ def to_sample(row: dict[str, Any], default_id: str, root: Path, policy: ImagePol
         privileged=record,
         privileged_images=pictures,
     )
+
+
+def image_sources(row: dict[str, Any]) -> list[Any]:
+    """The images of a row as it holds them, in the order of the sample's: of `image`, `images` or `messages`.
+
+    Meant for rows that `to_sample` takes; raises DataError for messages it does not.
+    """
+    if row.get("messages") is not None:
+        return turn_sources(row["messages"])
+    return [row["image"]] if row.get("image") is not None else list(row.get("images") or ())
+
+
+def stored_sources(row: dict[str, Any]) -> list[Any]:
+    """All pictures that a row names or holds, those of p included. Never raises, whatever the row holds."""
+    found: list[Any] = []
+    try:
+        found += image_sources(row)
+    except (DataError, TypeError):
+        found.append(repr(row)[:1000])
+    for name in IMAGE_COLUMNS:
+        value = row.get(name)
+        found += value if isinstance(value, list) else () if value is None else [value]
+    return found
 
 
 def _from_messages(

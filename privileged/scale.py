@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
-from .rows import read_rows
+from .rows import SOURCE_COLUMNS, read_rows, stored_sources
 
 BLOCK = 4096
 """Rows of one map: what a kill loses at most. Finished blocks are found in the cache."""
@@ -53,13 +53,13 @@ def map_rows(
 ) -> list[Any]:
     """`work` of each row of `path`, or of one shard of it, in order.
 
-    Cached by the content of the file, the sizes and times of the images it names, `key` and place: change `key` with
-    whatever else the result depends on. `work` goes to other processes if `workers` > 1, so it must be picklable. An
-    error of `work` ends the map.
+    Cached by the content and the stem of the file (default ids hold it), the sizes and times of the images it names,
+    `key` and place: change `key` with whatever else the result depends on. `work` goes to other processes if
+    `workers` > 1, so it must be picklable. An error of `work` ends the map.
     """
     rows = read_rows(path)
     wanted = (shard or Shard()).slice(len(rows))
-    digest = hashlib.sha256(f"{file_digest(path)} {key}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{file_digest(path)} {path.stem} {key}".encode()).hexdigest()
     facts: list[Any] = []
     # Blocks start at multiples of BLOCK, so that shards and the whole file share what is in the cache.
     for start in range(wanted.start - wanted.start % BLOCK, wanted.stop, BLOCK):
@@ -114,19 +114,25 @@ def _map_block(
 def _stamps(rows: Any, places: range, root: Path) -> str:
     """A digest of when the image files of these rows were written, since their pixels are part of the input."""
     stamps = hashlib.sha256()
-    for column in ("image", "images"):
-        feature = getattr(rows, "features", {}).get(column)
-        if feature is not None and "string" not in str(feature):
-            continue  # encoded pixels are in the data file itself
-        for place in places:
-            sources = rows[place].get(column) or ()
-            for source in (sources,) if isinstance(sources, str) else sources:
-                try:
-                    status = os.stat(root / source)
-                    stamps.update(f"{place} {source} {status.st_size} {status.st_mtime_ns}".encode())
-                except (OSError, TypeError, ValueError):  # missing, or no path: `work` will say so
-                    stamps.update(f"{place} {source!r:.200}".encode())
+    named = rows
+    if hasattr(rows, "features"):  # encoded pixels are in the data file itself, and stay there
+        columns = [name for name in SOURCE_COLUMNS if "string" in str(rows.features.get(name, ""))]
+        named = rows.select_columns(columns) if columns else ()
+    for place in places if len(named) else ():
+        for source in map(_named, stored_sources(named[place])):
+            try:
+                status = os.stat(root / source)
+                stamps.update(f"{place} {source} {status.st_size} {status.st_mtime_ns}".encode())
+            except (OSError, TypeError, ValueError):  # missing, or no path: `work` will say so
+                stamps.update(f"{place} {source!r:.200}".encode())
     return stamps.hexdigest()
+
+
+def _named(source: Any) -> Any:
+    """The path of a source; None for encoded pixels, which are in the data file itself."""
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    return None if isinstance(source, bytes) else source
 
 
 def _facts(row: dict[str, Any], place: int, *, work: Work, stem: str, first: int, root: Path) -> dict[str, str]:

@@ -126,6 +126,29 @@ def test_generate_by_command(tmp_path):
     assert json.loads((tmp_path / "out.summary.json").read_text())["fates"] == {"kept": 3}
 
 
+def test_rows_of_messages_through_the_audit(photos):
+    """Qwen's own chat rows: read, kept in a folder above, and still with their images."""
+    content = [{"type": "image", "image": "photos/voc.png"}, {"type": "text", "text": "What is this?"}]
+    row = {"id": "voc", "messages": [{"role": "user", "content": content}], "privileged_context": "Look at the table."}
+    (photos / "sub").mkdir()
+    (photos / "photos").rename(photos / "sub" / "photos")
+    (photos / "sub" / "train.jsonl").write_text(json.dumps(row) + "\n")
+    run(
+        *("audit", photos / "sub" / "train.jsonl", "--out", photos / "audit", "--kept", photos / "kept.jsonl"),
+        *("--builder", "column", "--workers", 1),
+    )
+    sample = SampleDataset(photos / "kept.jsonl")[0]
+    assert sample.images[0].size == (500, 375) and sample.question == "What is this?"
+
+
+def test_a_column_of_any_name_can_be_p(tmp_path):
+    """`-o column=my_hint` takes the data file's own column."""
+    (tmp_path / "train.jsonl").write_text('{"question": "Which?", "my_hint": "Look left."}\n')
+    words = ("--builder", "column", "-o", "column=my_hint", "--workers", 1)
+    run("audit", tmp_path / "train.jsonl", "--out", tmp_path / "audit", *words)
+    assert "Look left." in (tmp_path / "audit" / "sheet.csv").read_text(encoding="utf-8-sig")
+
+
 def test_formats_by_command(photos):
     listed = json.loads(run("formats", "--json"))
     assert {"coco", "boxes"} <= {entry["name"] for entry in listed}
@@ -141,6 +164,7 @@ def test_formats_by_command(photos):
         (["read", "coco", "instances.json", "--out", "a.jsonl", "--shard", "3/2"], "shard"),
         (["audit", "train.jsonl", "--out", "a", "--policy", "told=drop"], "no entry 'told'"),
         (["audit", "nowhere.jsonl", "--out", "a"], "no such data file"),
+        (["audit", "train.jsonl", "--out", "a", "--processor", "nowhere"], "no such folder"),
         (["preview", "train.jsonl", "--sample", "nobody"], "expected the id or number of a row, got 'nobody'"),
         (["preview", "train.jsonl", "--student", "nowhere"], "no such folder"),
         (["generate", "train.jsonl", "--out", "a.jsonl", "--base-url", "x", "--model", "m"], "base_url"),

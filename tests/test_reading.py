@@ -137,6 +137,7 @@ def test_an_id_given_twice_is_dropped_once(tmp_path):
     path = coco(tmp_path, 3)
     report = read_annotations(reading(path, paths=(path, path)), tmp_path / "rows.jsonl")
     assert +report.images == {"kept": 3, "dropped:same id": 3}
+    assert report.objects == {"kept": 6, "dropped:same id": 6}, "objects of a sample that is not used are not kept"
     assert len(lines(tmp_path / "rows.jsonl")) == 3
 
 
@@ -149,6 +150,56 @@ def test_the_report_survives_the_cache(tmp_path):
     assert lines(tmp_path / "a.jsonl") == lines(tmp_path / "b.jsonl")
     coco(tmp_path, 5, per_image=3)
     assert read_annotations(reading(path), tmp_path / "c.jsonl").images == {"kept": 5}
+
+
+def test_what_lies_around_the_files_is_part_of_the_cache(tmp_path):
+    """A list of names, and the images: a change of theirs is read, though the annotation files are the same."""
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "photos").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("names: [cup]\n")
+    Image.new("L", (40, 30)).save(tmp_path / "photos" / "a.png")
+    options = {"image_root": str(tmp_path / "photos"), "data": str(tmp_path / "data.yaml")}
+    job = Reading(format="yolo", paths=(tmp_path / "labels",), options=options, question="What?")
+
+    def found():
+        report = read_annotations(job, tmp_path / "rows.jsonl")
+        records = [
+            PrivilegedRecord.from_json(json.loads(line)["privileged"]) for line in lines(tmp_path / "rows.jsonl")
+        ]
+        return report.images["kept"], {(r.label, r.box) for record in records for r in record.regions}
+
+    assert found() == (1, {("cup", (10, 7.5, 30, 22.5))})
+    (tmp_path / "data.yaml").write_text("names: [dog]\n")
+    Image.new("L", (80, 30)).save(tmp_path / "photos" / "a.png")
+    Image.new("L", (40, 30)).save(tmp_path / "photos" / "b.png")
+    assert found() == (2, {("dog", (20, 7.5, 60, 22.5)), ("dog", (10, 7.5, 30, 22.5))})
+
+
+def test_all_annotations_of_an_image_are_joined(tmp_path):
+    """From two files, and through a link: nothing of a record is left out without a note."""
+    path, other = coco(tmp_path, 2), coco(tmp_path, 2, per_image=1, name="stuff.json")
+    (tmp_path / "photos" / "link.png").symlink_to("0.png")
+    asked = [{"id": "q", "images": ["photos/0.png"], "question": "Which?"}]
+    asked += [{"id": "l", "images": ["photos/link.png"], "question": "Which?"}]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    job = reading(path, paths=(path, other), question="", questions=tmp_path / "asked.jsonl")
+    report = read_annotations(job, tmp_path / "rows.jsonl")
+    for line in lines(tmp_path / "rows.jsonl"):
+        record = PrivilegedRecord.from_json(json.loads(line)["privileged"])
+        assert [r.id for r in record.regions] == ["r1", "r2", "2.r1"]
+    assert report.notes["question about an image that was annotated several times: all are joined"] == 2
+
+
+def test_the_input_is_never_overwritten(tmp_path):
+    path = coco(tmp_path, 1)
+    (tmp_path / "asked.jsonl").write_text('{"question": "q", "images": ["photos/0.png"]}\n')
+    before = (tmp_path / "asked.jsonl").read_text()
+    job = reading(path, question="", questions=tmp_path / "asked.jsonl")
+    with pytest.raises(DataError, match="expected a new file"):
+        read_annotations(job, tmp_path / "asked.jsonl")
+    assert (tmp_path / "asked.jsonl").read_text() == before
 
 
 def test_a_format_without_questions_says_so(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 from typer.main import get_command
 
 from privileged import PrivilegedRecord, Sample, build_views
+from privileged.audit import audit_row
+from privileged.builders import discloses
 from privileged.readers import write_example
 from privileged.records import SCHEMA
 from vlm_dopd.cli import app
@@ -117,6 +119,9 @@ def test_the_builder_of_the_readme_works(text, tmp_path):
     record = PrivilegedRecord.from_json({"schema": SCHEMA, "sample_id": "s", **example["privileged"]})
     views = build_views(Sample(id="s", question=example["question"], privileged=record), module["BUILDER"]())
     assert views.has_privilege
+    row = {"question": example["question"], "privileged": {"schema": SCHEMA, "sample_id": "s", **example["privileged"]}}
+    assert audit_row(row, "s", tmp_path, builder=module["BUILDER"]())["error"] is None
+    assert discloses(module["BUILDER"]()) == "derivable"
     assert "In the picture: red 7" in views.privileged.messages[0]["content"][0]["text"]
 
 

@@ -189,6 +189,12 @@ def test_non_finite_gradient_stops_before_the_optimizer(pair, tmp_path):
     stopped(trainer, r"step 1: expected a finite gradient")
 
 
+def test_a_builder_that_finds_nothing_is_told_once(pair, tmp_path, caplog):
+    """Hints on rows that hold boxes: the run goes on as vanilla OPD, and says so."""
+    finished(settings(pair, tmp_path, **{"data.builder": "hints", "train.max_steps": 2}))
+    assert caplog.text.count("no sample of this window has p") == 1
+
+
 def test_text_only_samples_train_with_the_same_command(pair, tmp_path):
     """Hints as p, no image anywhere; the vision-language pair and a text-only Qwen3 pair alike."""
     text = {"data.train": tiny.TEXT, "data.builder": "hints"}

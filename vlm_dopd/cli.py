@@ -105,6 +105,8 @@ def main() -> None:
             app()
     except (ConfigError, DataError) as error:
         sys.exit(_fail(error, 2))
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        sys.exit(_fail(error, 2))
     except TrainingError as error:
         sys.exit(_fail(error, 1))
 

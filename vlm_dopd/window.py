@@ -8,6 +8,7 @@ Shape letters: N response tokens of a micro-batch (of the window in `WindowScore
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +26,8 @@ from .packing import Packed, pack
 from .roles import Policy
 from .rollout import Engine, Response
 from .scoring import score
+
+logger = logging.getLogger(__name__)
 
 
 class Ranks(Protocol):
@@ -83,7 +86,7 @@ class WindowBuilder:
     ) -> None:
         self.policies = {"student": student, "teacher": teacher}
         self.method, self.engine, self.pad_id, self.ranks = method, engine, pad_id, ranks
-        self.max_tokens = max_tokens
+        self.max_tokens, self._unwarned = max_tokens, True
         self.special_ids = torch.tensor(sorted(special_ids))
 
     def build(self, batches: Sequence[Batch], step: int) -> Window:
@@ -97,6 +100,7 @@ class WindowBuilder:
             scores = [self._score(*pair) for pair in zip(batches, responses, strict=True)]
         weight_RN, figures = self._route(scores)
         figures |= self._count(batches, responses)
+        self._warn_without_p(batches)
         figures |= {"time/rollout": rolled_out - began, "time/score": time.perf_counter() - rolled_out}
         passes = [packed for s in scores for packed in s.plain]
         figures["data/padding"] = sum(p.padding for p in passes) / sum(p.inputs["input_ids"].numel() for p in passes)
@@ -104,6 +108,18 @@ class WindowBuilder:
         training = tuple(self._training_batches(s, w) for s, w in zip(scores, mine_RN, strict=True))
         counted = "rollout/sequences" if self.method.reduction == "seq_mean" else "rollout/tokens"
         return Window(training, int(figures[counted]), figures)
+
+    def _warn_without_p(self, batches: Sequence[Batch]) -> None:
+        """Once: a builder that finds nothing in the data is a mistake more often than a wish."""
+        groups = [group for batch in batches for group in batch.groups]
+        asks = any(role.view == "privileged" for role in self.method.roles)
+        if asks and self._unwarned and not any(group.has_privilege for group in groups):
+            self._unwarned = False
+            logger.warning(
+                "no sample of this window has p (%d samples): it is vanilla OPD; does data.builder fit what the rows "
+                "hold? `vlm-dopd annotate preview` shows",
+                len(groups),
+            )
 
     def _score(self, batch: Batch, responses: list[list[Response]]) -> _Scores:
         ids = [[response.id_T for response in siblings] for siblings in responses]

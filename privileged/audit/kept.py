@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def write_kept(kept: Path, data: Mapping[Path, Rows], chosen: Mapping[Path, Mapp
     for path, rows in data.items():
         table: Any = rows
         table = table.select(list(chosen[path]))
+        if (inside := _inside(path, kept)) != Path():
+            table = table.map(functools.partial(_paths_below, inside=inside), features=table.features)
         table = table.remove_columns([name for name in ("id",) if name in table.column_names])
         ids = datasets.Dataset.from_dict(
             {"id": list(chosen[path].values())}, datasets.Features({"id": datasets.Value("string")})
@@ -53,16 +56,44 @@ def write_kept(kept: Path, data: Mapping[Path, Rows], chosen: Mapping[Path, Mapp
 
 def _moved(row: Row, sample_id: str, path: Path, kept: Path) -> Row:
     """`row` with its id, and with paths that lead from the folder of `kept` to the images of `path`."""
-    inside = path.resolve().parent.relative_to(kept.resolve().parent)
-    moved = {**row, "id": sample_id}
+    return _paths_below(row, inside=_inside(path, kept)) | {"id": sample_id}
+
+
+def _inside(path: Path, kept: Path) -> Path:
+    """The folder of `path` as seen from that of `kept`."""
+    return path.resolve().parent.relative_to(kept.resolve().parent)
+
+
+def _paths_below(row: Row, inside: Path) -> Row:
+    moved = dict(row)
     for column in ("image", "images", *IMAGE_COLUMNS):
         if (value := row.get(column)) is not None:
             moved[column] = [_below(one, inside) for one in value] if isinstance(value, list) else _below(value, inside)
+    if row.get("messages") is not None:
+        moved["messages"] = [_message_below(message, inside) for message in row["messages"]]
+    return moved
+
+
+def _message_below(message: Any, inside: Path) -> Any:
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    return message | {"content": [_part_below(part, inside) for part in content]}
+
+
+def _part_below(part: Any, inside: Path) -> Any:
+    moved = dict(part)
+    for key in ("image", "image_url"):
+        if (value := part.get(key)) is not None:
+            named = isinstance(value, dict) and isinstance(value.get("url"), str)
+            moved[key] = value | {"url": _below(value["url"], inside)} if named else _below(value, inside)
     return moved
 
 
 def _below(source: Any, inside: Path) -> Any:
     if isinstance(source, dict):
         return source | {"path": _below(source["path"], inside)} if source.get("path") else source
+    if isinstance(source, str):
+        source = source.removeprefix("file://")
     is_path = isinstance(source, str) and not source.startswith("data:") and "://" not in source
     return (inside / source).as_posix() if is_path else source

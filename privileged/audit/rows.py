@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..builders import Builder, PrivilegedBlock
+from ..builders import Builder, PrivilegedBlock, discloses
 from ..checks import Dropped, Duplicates, check_placement, doubts
 from ..geometry import clamp_box
 from ..images import image_source, inspect_image
 from ..leaks import find_leaks, form, grade
 from ..records import PrivilegedRecord, Sample
-from ..rows import to_sample
+from ..rows import image_sources, to_sample
 from ..views import View, build_views
 
 Facts = dict[str, Any]
@@ -93,9 +93,8 @@ def _identity(sample: Sample) -> Facts:
 
 
 def _images(row: dict[str, Any], sample: Sample, root: Path) -> list[Facts]:
-    sources = [row["image"]] if row.get("image") is not None else (row.get("images") or [])
     found = []
-    for source, image in zip(sources, sample.images, strict=True):
+    for source, image in zip(image_sources(row), sample.images, strict=True):
         header = inspect_image(image_source(source, "images"), root, digest=True)
         found.append(
             {
@@ -194,7 +193,7 @@ class _Seen:
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.block = builder, PrivilegedBlock()
-        self.discloses = builder.discloses
+        self.discloses = discloses(builder)
 
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock:
         self.block = self.builder.build(sample, record)

@@ -60,6 +60,11 @@ class Builder(Protocol):
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock: ...
 
 
+def discloses(builder: Builder) -> Disclosure:
+    """What `builder` declares; `derivable`, which is what users write, for one that declares nothing."""
+    return getattr(builder, "discloses", "derivable")
+
+
 _PLUGINS = Plugins(kind="builder", package=__name__, path=__path__, group=ENTRY_POINTS)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..images import FORMATS
+from ..rows import image_sources
 from .profiles import Size
 
 QUALITY = 95
@@ -48,9 +49,8 @@ def source_digests(row: dict[str, Any], root: Path) -> list[tuple[str, str]]:
 
     The path of an embedded one is where `unpack` puts it.
     """
-    many = row.get("images") if row.get("image") is None else [row["image"]]
     found = []
-    for source in many or ():
+    for source in image_sources(row):
         path, data = _split(source)
         if data is None:
             found.append((path, hashlib.sha256((root / path).read_bytes()).hexdigest()))

@@ -208,6 +208,7 @@ class Scope:
         """
         for frame in self._frames:
             if frame.problem and (frame.problem[0] != "no image size" or self.objects):
+                self._report.lose(self.regions, Dropped(*frame.problem))
                 raise Dropped(*frame.problem)
         ids = {region.id for region in self.regions}
         record = PrivilegedRecord(

@@ -25,7 +25,7 @@ from privileged import Sample
 from privileged.audit import DropPolicy, audit_row, decide, fingerprint_row, mark_overlap, summarise
 from privileged.audit.kept import check_kept, write_kept
 from privileged.audit.rows import to_json
-from privileged.builders import Builder
+from privileged.builders import Builder, discloses
 from privileged.errors import DataError
 from privileged.rows import read_rows, to_sample
 from privileged.scale import Shard, map_rows
@@ -88,13 +88,13 @@ def audit(
             for row in map_rows(path, fingerprint_row, key=f"fingerprint {_code()}", workers=workers, desc=path.name)
         ]
         rows = mark_overlap(rows, others)
-    rows = [row | decide(row, policy, builder.discloses) for row in rows]
+    rows = [row | decide(row, policy, discloses(builder)) for row in rows]
     settings = {
         "data": [path.name for path in data],
         "eval_data": [path.name for path in eval_data],
         "builder": builder_name,
         "options": repr(builder),
-        "discloses": builder.discloses,
+        "discloses": discloses(builder),
         "placement": placement,
         "policy": asdict(policy),
         "shard": f"{shard.index}/{shard.count}" if shard else "1/1",
@@ -103,7 +103,10 @@ def audit(
     checks: dict[str, Any] = {}
     if model is not None:
         settings["model"] = model_name
-        checks = _checks(model, model_name, rows, builder, out, instruction, seed)
+        try:
+            checks = _checks(model, model_name, rows, builder, out, instruction, seed)
+        except ValueError as error:  # of `evals`: the folder holds the replies of another run
+            raise DataError(f"{error}: give another --out, or remove {out / 'checks'}") from None
     if kept is not None:
         left = [row for row in rows if row["fate"] != "dropped"]
         places = {path: {row["row"]: row["id"] for row in left if row["file"] == str(path)} for path in data}

@@ -33,7 +33,9 @@ class TokenCounter:
     """Tokens of a view's prompt, by the processor in folder `path`. Goes to other processes as its path."""
 
     def __init__(self, path: str) -> None:
+        """Raises ConfigError if there is no processor: later, it would be an error of each row."""
         self.path = path
+        self._encoder = encoder_of(path)
 
     def __call__(self, view: View) -> int:
         tokenizer = tokenizer_of(self._encoder.processor)
@@ -42,10 +44,6 @@ class TokenCounter:
 
     def __reduce__(self) -> Any:
         return TokenCounter, (self.path,)
-
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return encoder_of(self.path)
 
     @cached_property
     def _geometry(self) -> ImageGeometry:
