@@ -308,6 +308,23 @@ def test_bad_rows_cost_nothing_and_stay(tmp_path, server):
     assert rows[1:] == more and len(server.calls) == 2 and summary.rows == len(rows) == 10
 
 
+def test_threads_may_write_the_same_embedded_image(tmp_path):
+    """Many at once: one file with the right bytes, and no part of a file beside it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from privileged.generate.pictures import unpack
+
+    source = write_data(tmp_path / "source", 1)
+    encoded = (source.parent / "pictures" / "0.png").read_bytes()
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        with ThreadPoolExecutor(16) as pool:
+            rows = list(pool.map(lambda _: unpack({"images": [encoded]}, folder), range(32)))  # noqa: B023
+        assert all(row == rows[0] for row in rows)
+        (written,) = (folder / "images").iterdir()
+        assert written.read_bytes() == encoded
+
+
 def test_embedded_images_become_files(tmp_path, server):
     """Beside the output, by their digest; the row then names them, and training finds the same pixels."""
     pytest.importorskip("pyarrow")

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,9 +85,11 @@ def _unpacked(source: Any, root: Path) -> Any:
     target = root / _name(data)
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")  # shards may write the same image
-        part.write_bytes(data)
-        part.replace(target)
+        # Other shards, and other threads of this run, may write the same image at the same time.
+        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as part:
+            part.write(data)
+        os.chmod(part.name, 0o644)
+        os.replace(part.name, target)
     return _name(data)
 
 
