@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import DataError
-from .geometry import Box, check_box
+from .geometry import Box, check_box, iou
 
 MIN_AREA_PX = 4.0
 MIN_AREA_SHARE = 1e-5
@@ -185,13 +185,3 @@ class Duplicates:
             place += 1
         bisect.insort(seen, (key, box))
         return False
-
-
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, 0..1."""
-    wide = min(a[2], b[2]) - max(a[0], b[0])
-    high = min(a[3], b[3]) - max(a[1], b[1])
-    if wide <= 0 or high <= 0:
-        return 0.0
-    both = wide * high
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)

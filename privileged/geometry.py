@@ -52,6 +52,16 @@ def px_to_rel1000(box: Box, width: int, height: int) -> tuple[int, int, int, int
     return x0, y0, x1, y1
 
 
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes, 0..1."""
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
+    if wide <= 0 or high <= 0:
+        return 0.0
+    both = wide * high
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
 def reading_order(boxes: list[Box]) -> list[int]:
     """Indices of `boxes` from top to bottom in lines, left to right within a line.
 

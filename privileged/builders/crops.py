@@ -13,7 +13,7 @@ from typing import ClassVar
 from PIL import Image
 
 from ..draw import Pixels, crop_window
-from ..geometry import Box, enclosing_box
+from ..geometry import Box, enclosing_box, iou
 from ..records import PrivilegedRecord, Sample
 from . import Disclosure, PrivilegedBlock
 from ._marked import MODES
@@ -89,7 +89,7 @@ class Crops:
         for place in self._ordered(places):
             window = self._window(place.box, place.size)
             near = [v for v in views if v.image == place.region.image]
-            near = [v for v in near if _iou(window, self._window(v.box, place.size)) >= self.merge_iou]
+            near = [v for v in near if iou(window, self._window(v.box, place.size)) >= self.merge_iou]
             if near:
                 near[0].join(place)
             elif len(views) < self.max_crops:
@@ -126,12 +126,6 @@ class _View:
 def _caption(number: int, view: _View, many: bool) -> str:
     labels = ", ".join(map(one_line, view.labels))
     return f"Region {number} ({labels}){f' of image {view.image + 1}' if many else ''}:"
-
-
-def _iou(a: Pixels, b: Pixels) -> float:
-    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(across, 0) * max(down, 0)
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 BUILDER = Crops

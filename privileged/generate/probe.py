@@ -13,9 +13,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from ..checks import iou as overlap
 from ..errors import DataError
-from ..geometry import Box, Coords, check_box
+from ..geometry import Box, Coords, check_box, iou
 from ..readers._files import numbers
 from . import prompts
 from .asker import Asker, NotAsked
@@ -117,7 +116,7 @@ def _fit(name: str, replies: Sequence[tuple[list[Any], Size, Size, list[Box]]]) 
     overlaps = []
     for items, size, sent, known in replies:
         found = [box for item in items if (box := _read(name, item, size, sent)) is not None]
-        overlaps += [max((overlap(box, other) for other in found), default=0.0) for box in known]
+        overlaps += [max((iou(box, other) for other in found), default=0.0) for box in known]
     return sum(overlaps) / len(overlaps)
 
 
