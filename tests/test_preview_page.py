@@ -127,6 +127,7 @@ def test_the_picture_cuts_nothing(own, tmp_path):
 
 def test_what_no_font_has_is_named(own, tmp_path, monkeypatch):
     """One line with the characters, their script and what to install; other scripts are drawn without a word."""
+    monkeypatch.setattr(preview_picture.features, "check", lambda name: True)  # fribidi may be missing here
     plain = seen(labelled("красный", "سيارة", "é ↵ ≤"), own)
     assert write_picture(plain, tmp_path / "plain.png") == ""
     assert write_picture(plain, tmp_path / "again.png") == ""
