@@ -130,13 +130,15 @@ class WindowBuilder:
         }
         by_role = {role: score(self.policies[role.weights], packed[role.view]) for role in self.method.roles}
         flat = [response for siblings in ids for response in siblings]
-        length_N = torch.tensor([len(response) for response in flat]).repeat_interleave(
-            torch.tensor([len(response) for response in flat])
+        length = torch.tensor([response.numel() for response in flat])
+        privilege = torch.tensor([g.has_privilege for g, own in zip(batch.groups, ids, strict=True) for _ in own])
+        return _Scores(
+            plain=packed["plain"],
+            by_role=by_role,
+            token_N=torch.cat(flat),
+            has_privilege_N=privilege.repeat_interleave(length),
+            length_N=length.repeat_interleave(length),
         )
-        privilege = [
-            g.has_privilege for g, siblings in zip(batch.groups, ids, strict=True) for r in siblings for _ in r
-        ]
-        return _Scores(packed["plain"], by_role, torch.cat(flat), torch.tensor(privilege, dtype=torch.bool), length_N)
 
     def _route(self, scores: Sequence[_Scores]) -> tuple[Tensor, dict[str, float]]:
         """The method's weights of this rank's tokens, [R, N], decided on the tokens of all ranks."""
