@@ -16,6 +16,7 @@ from tests import reference
 from vlm_dopd import chunked_loss
 from vlm_dopd.chunked_loss import LossOutput, Scored, Term, routed_loss, score_tokens
 from vlm_dopd.divergences import Divergence
+from vlm_dopd.head import Head
 
 N, V, H = 11, 23, 6
 JS = Divergence(kind="js", support="full")
@@ -35,8 +36,10 @@ class Case:
         self.hidden_NH = normal(count, H).requires_grad_()
         self.head_VH = normal(V, H, dtype=head_dtype or dtype).requires_grad_()
         self.token_N = torch.randint(V, (count,), generator=generator)
-        self.self_target = score_tokens(normal(count, H), normal(V, H, dtype=head_dtype or dtype), self.token_N)
-        self.teacher = score_tokens(normal(count, 2 * H + 1), normal(V, 2 * H + 1), self.token_N)
+        self.self_target = score_tokens(
+            normal(count, H), Head(normal(V, H, dtype=head_dtype or dtype), V), self.token_N
+        )
+        self.teacher = score_tokens(normal(count, 2 * H + 1), Head(normal(V, 2 * H + 1), V), self.token_N)
 
     def weights(self, *values: float) -> Tensor:
         """The values over and over, up to the number of tokens."""
@@ -58,6 +61,10 @@ class Case:
             "one token": [Term(JS, torch.arange(self.token_N.numel()).eq(3).float(), self.teacher)],
         }
 
+    @property
+    def head(self) -> Head:
+        return Head(self.head_VH, V)
+
     def leaves(self) -> tuple[Tensor, Tensor]:
         return self.hidden_NH, self.head_VH
 
@@ -67,7 +74,7 @@ def naive_loss(hidden_NH: Tensor, head_VH: Tensor, token_N: Tensor, terms: list[
     logp_NV = (hidden_NH @ head_VH.T).log_softmax(-1)
     total, values = hidden_NH.new_zeros(()), []
     for term in terms:
-        target_NH, target_VH = term.target.hidden_NH.to(logp_NV), term.target.head_VH.to(logp_NV)
+        target_NH, target_VH = term.target.hidden_NH.to(logp_NV), term.target.head.weight_VH.to(logp_NV)
         values.append(term.divergence(logp_NV, (target_NH @ target_VH.T).log_softmax(-1), token_N))
         total = total + (term.weight_N * values[-1]).sum()
     active_RN = torch.stack([term.weight_N != 0 for term in terms])
@@ -85,7 +92,7 @@ def plain(case: Case, terms: list[Term], dtype: torch.dtype = torch.float64) -> 
 
 
 def routed(case: Case, terms: list[Term], chunk: int = 4) -> tuple[LossOutput, list[Tensor]]:
-    output = routed_loss(case.hidden_NH, case.head_VH, case.token_N, terms, chunk)
+    output = routed_loss(case.hidden_NH, case.head, case.token_N, terms, chunk)
     return output, list(torch.autograd.grad(output.total, case.leaves()))
 
 
@@ -120,7 +127,7 @@ def test_one_token_against_the_naive_reference():
     case = Case(count=1)
     options = {"kind": "rkl", "support": "topk", "closure": "tail", "k": 5}
     output, (grad_NH, _) = routed(case, [Term(TAIL, torch.ones(1), case.teacher)])
-    head, target = case.head_VH.tolist(), (case.teacher.hidden_NH @ case.teacher.head_VH.T)[0].tolist()
+    head, target = case.head_VH.tolist(), (case.teacher.hidden_NH @ case.teacher.head.weight_VH.T)[0].tolist()
 
     def value(hidden):
         logits = [sum(x * w for x, w in zip(hidden, row, strict=True)) for row in head]
@@ -137,11 +144,11 @@ def test_gradient_is_scaled_by_what_comes_after():
     terms = case.terms()["hard routing"]
     _, once = routed(case, terms)
     for factor in (1 / 37, -2.0, 0.0):
-        total = routed_loss(*case.leaves(), case.token_N, terms).total
+        total = routed_loss(case.hidden_NH, case.head, case.token_N, terms).total
         for grad, expected in zip(torch.autograd.grad(total * factor, case.leaves()), once, strict=True):
             torch.testing.assert_close(grad, expected * factor)
-    (routed_loss(*case.leaves(), case.token_N, terms).total / 2).backward()
-    (routed_loss(*case.leaves(), case.token_N, terms).total / 2).backward()
+    (routed_loss(case.hidden_NH, case.head, case.token_N, terms).total / 2).backward()
+    (routed_loss(case.hidden_NH, case.head, case.token_N, terms).total / 2).backward()
     torch.testing.assert_close(case.hidden_NH.grad, once[0])
     torch.testing.assert_close(case.head_VH.grad, once[1])
 
@@ -155,21 +162,28 @@ def test_head_tied_to_the_embedding_collects_both_gradients():
     for loss in (routed_loss, naive_loss):
         weight_VH = padded_VH.clone().requires_grad_()
         hidden_NH = torch.tanh(weight_VH[case.token_N] * 1.5)
-        loss(hidden_NH, weight_VH[:V], case.token_N, terms).total.backward()
+        head = Head(weight_VH, V) if loss is routed_loss else weight_VH[:V]
+        loss(hidden_NH, head, case.token_N, terms).total.backward()
         grads.append(weight_VH.grad)
     torch.testing.assert_close(*grads, rtol=2e-5, atol=2e-6)
     assert (grads[0][V:] == 0).all()
 
 
 def test_padded_vocabulary_rows_have_no_probability():
-    """Rows past the vocabulary, however large, change nothing once they are sliced off the head."""
+    """Rows past the vocabulary, however large, change nothing, and get a gradient of zero."""
     case = Case()
     terms = case.terms()["hard routing"]
-    expected = routed(case, terms)
-    padded = torch.cat([case.head_VH.detach(), torch.full((5, H), 50.0)])
-    case.head_VH = padded[:V].detach().requires_grad_()
-    target = replace(case.teacher, head_VH=torch.cat([case.teacher.head_VH, torch.full((5, 2 * H + 1), 50.0)])[:V])
-    assert_same(routed(case, [replace(terms[0], target=target), *terms[1:]]), expected)
+    expected, (grad_NH, grad_VH) = routed(case, terms)
+
+    def padded(weight_VH: Tensor) -> Head:
+        return Head(torch.cat([weight_VH.detach(), torch.full((5, weight_VH.shape[1]), 50.0)]).requires_grad_(), V)
+
+    targets = [replace(term.target, head=padded(term.target.head.weight_UH)) for term in terms]
+    terms = [replace(term, target=target) for term, target in zip(terms, targets, strict=True)]
+    head = padded(case.head_VH)
+    output = routed_loss(case.hidden_NH, head, case.token_N, terms, 4)
+    grads = torch.autograd.grad(output.total, (case.hidden_NH, head.weight_UH))
+    assert_same((output, grads), (expected, (grad_NH, torch.cat([grad_VH, torch.zeros(5, H)]))))
 
 
 @pytest.mark.parametrize("frozen", ["head", "hidden", "both"])
@@ -182,7 +196,7 @@ def test_frozen_parts_get_no_gradient(frozen, monkeypatch):
         monkeypatch.setattr(chunked_loss, "_add_product", None)
     case.head_VH.requires_grad_(frozen == "hidden")
     case.hidden_NH.requires_grad_(frozen == "head")
-    output = routed_loss(case.hidden_NH, case.head_VH, case.token_N, terms, 4)
+    output = routed_loss(case.hidden_NH, case.head, case.token_N, terms, 4)
     torch.testing.assert_close(output.total.detach(), expected.total.detach())
     assert output.total.requires_grad == (frozen != "both")
     if frozen != "both":
@@ -194,10 +208,14 @@ def test_frozen_parts_get_no_gradient(frozen, monkeypatch):
 def test_targets_get_no_gradient():
     """Even a target that is part of the student's graph (live S⁺, not detached) stays untouched."""
     case = Case()
-    live_NH, live_VH = (x.clone().requires_grad_() for x in (case.self_target.hidden_NH, case.self_target.head_VH))
-    target = Scored(live_NH * 1.0, live_VH * 1.0, torch.zeros(N), torch.zeros(N))
+    live_NH, live_VH = (
+        x.clone().requires_grad_() for x in (case.self_target.hidden_NH, case.self_target.head.weight_VH)
+    )
+    target = Scored(live_NH * 1.0, Head(live_VH * 1.0, V), torch.zeros(N), torch.zeros(N))
     weight_N = torch.ones(N, requires_grad=True)
-    output = routed_loss(*case.leaves(), case.token_N, [Term(JS, weight_N, target), Term(TAIL, weight_N, target)])
+    output = routed_loss(
+        case.hidden_NH, case.head, case.token_N, [Term(JS, weight_N, target), Term(TAIL, weight_N, target)]
+    )
     output.total.backward()
     assert live_NH.grad is None and live_VH.grad is None and weight_N.grad is None
     assert not output.divergence_RN.requires_grad and not output.entropy_N.requires_grad
@@ -221,7 +239,7 @@ def test_nothing_to_learn_is_a_zero_that_backward_accepts(count, terms, chunk):
     """Empty responses or everything masked: zero loss, zero (not missing, not NaN) gradients for both leaves."""
     case = Case(count)
     terms = terms(case)
-    output = routed_loss(*case.leaves(), case.token_N, terms, chunk)
+    output = routed_loss(case.hidden_NH, case.head, case.token_N, terms, chunk)
     (output.total / 3).backward()
     assert output.total.item() == 0
     assert output.divergence_RN.shape == (len(terms), count) and (output.divergence_RN == 0).all()
@@ -235,16 +253,16 @@ class Formed:
 
     def __init__(self, monkeypatch):
         self.rows: list[tuple[int, Tensor]] = []
-        original = chunked_loss._logits
+        original = Head.logits
 
-        def counted(hidden_nH, head_VH, out_nV):
-            self.rows.append((head_VH.data_ptr(), hidden_nH.detach().clone()))
-            original(hidden_nH, head_VH, out_nV)
+        def counted(head, hidden_nH, out_nV):
+            self.rows.append((head.weight_UH.data_ptr(), hidden_nH.detach().clone()))
+            original(head, hidden_nH, out_nV)
 
-        monkeypatch.setattr(chunked_loss, "_logits", counted)
+        monkeypatch.setattr(Head, "logits", counted)
 
-    def of(self, head_VH: Tensor) -> list[list[float]]:
-        found = [hidden for pointer, hidden in self.rows if pointer == head_VH.data_ptr()]
+    def of(self, weight_VH: Tensor) -> list[list[float]]:
+        found = [hidden for pointer, hidden in self.rows if pointer == weight_VH.data_ptr()]
         return sorted(torch.cat(found).tolist()) if found else []
 
 
@@ -261,7 +279,7 @@ def test_logits_are_formed_once_a_token_and_target_and_only_where_needed(mix, ch
     for target in (case.teacher, case.self_target):
         weighed = [active_N for active_N, term in zip(active_RN, terms, strict=True) if term.target is target]
         mask_N = torch.stack(weighed).any(0) if weighed else torch.zeros(N, dtype=torch.bool)
-        assert formed.of(target.head_VH) == sorted(target.hidden_NH[mask_N].tolist())
+        assert formed.of(target.head.weight_UH) == sorted(target.hidden_NH[mask_N].tolist())
 
 
 def test_one_target_under_several_divergences_is_scored_once(monkeypatch):
@@ -271,7 +289,7 @@ def test_one_target_under_several_divergences_is_scored_once(monkeypatch):
     terms = [Term(d, case.weights(0.5, 1.0), target) for d in divergences for target in targets]
     expected, formed = plain(case, terms), Formed(monkeypatch)
     assert_same(routed(case, terms), expected)
-    assert [len(formed.of(head_VH)) for head_VH in (case.head_VH, *(t.head_VH for t in targets))] == [N, N, N]
+    assert [len(formed.of(head.weight_UH)) for head in (case.head, *(t.head for t in targets))] == [N, N, N]
 
 
 def test_terms_that_share_divergence_and_target_are_one(monkeypatch):
@@ -290,7 +308,7 @@ def test_terms_that_share_divergence_and_target_are_one(monkeypatch):
 def test_backward_runs_once():
     """Gradients are scaled where they lie: a second backward through a retained graph is refused, never wrong."""
     case = Case()
-    output = routed_loss(*case.leaves(), case.token_N, case.terms()["one term"])
+    output = routed_loss(case.hidden_NH, case.head, case.token_N, case.terms()["one term"])
     (output.total * 3).backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (output.total * 3).backward()
@@ -310,7 +328,7 @@ def test_a_masked_token_cannot_spoil_the_loss():
 def test_teacher_equal_to_student_has_no_loss():
     """The target is the student itself: loss and gradients vanish for every divergence that has a minimum there."""
     case = Case()
-    itself = score_tokens(*case.leaves(), case.token_N)
+    itself = score_tokens(case.hidden_NH, case.head, case.token_N)
     output, grads = routed(case, [Term(d, case.weights(1.0), itself) for d in (TAIL, JS)])
     assert output.total.abs() < 1e-6 and all(grad.abs().max() < 1e-6 for grad in grads)
 
@@ -360,19 +378,19 @@ def test_autocast_does_not_touch_the_precision():
 def test_score_tokens_equals_the_naive_reference(count, chunk):
     """Log-probability of the sampled token and entropy, in nats, without gradient; zero tokens give empty scores."""
     case = Case(count)
-    scored = score_tokens(*case.leaves(), case.token_N, chunk)
+    scored = score_tokens(case.hidden_NH, case.head, case.token_N, chunk)
     rows = (case.hidden_NH.double() @ case.head_VH.double().T).tolist()
     logp = [reference.log_softmax(row)[token] for row, token in zip(rows, case.token_N.tolist(), strict=True)]
     assert scored.logp_N.tolist() == pytest.approx(logp, rel=1e-5)
     assert scored.entropy_N.tolist() == pytest.approx([reference.entropy(row) for row in rows], rel=1e-5)
     assert not scored.logp_N.requires_grad and not scored.entropy_N.requires_grad
-    assert scored.hidden_NH is case.hidden_NH and scored.head_VH is case.head_VH
+    assert scored.hidden_NH is case.hidden_NH and scored.head.weight_UH is case.head_VH
 
 
 def test_half_precision_scores_are_float32():
     """Softmax over bfloat16 logits would keep 3 digits: scores of the same logits agree to 1e-5."""
     case = Case(dtype=torch.bfloat16)
-    scored = score_tokens(*case.leaves(), case.token_N)
+    scored = score_tokens(case.hidden_NH, case.head, case.token_N)
     logits_NV = (case.hidden_NH @ case.head_VH.T).double()
     expected_N = logits_NV.log_softmax(-1).gather(-1, case.token_N[:, None])[:, 0]
     assert scored.logp_N.dtype == scored.entropy_N.dtype == torch.float32

@@ -29,15 +29,17 @@ ARROWS = {
     "errors": "",
     "divergences": "torch",
     "routing": "torch divergences",
-    "chunked_loss": "torch divergences",
+    "head": "torch",
+    "attention": "torch transformers",
+    "chunked_loss": "torch divergences head",
     "methods": "torch privileged divergences routing errors",
     "data": "torch privileged errors",
     "vision": "torch transformers",
-    "roles": "torch transformers safetensors vision errors",
+    "roles": "torch transformers safetensors attention head vision errors",
     "collate": "torch transformers PIL privileged roles vision errors",
     "packing": "torch collate vision",
     "rollout": "torch transformers collate packing roles errors",
-    "scoring": "torch transformers packing roles vision chunked_loss",
+    "scoring": "torch transformers attention packing roles chunked_loss",
     "window": "torch chunked_loss collate methods packing roles rollout scoring errors",
     "callbacks": "torch transformers evals errors",
     "trainer": "torch transformers config collate callbacks chunked_loss roles rollout scoring window errors",
@@ -147,11 +149,11 @@ def test_leaf_packages_import_nothing_of_ours_and_no_model(leaf):
         assert not wrong
 
 
-@pytest.mark.parametrize("name", ["divergences", "routing", "chunked_loss"])
+@pytest.mark.parametrize("name", ["divergences", "routing", "head", "chunked_loss"])
 def test_the_maths_is_pure_tensors(name):
-    """The three files that read like the paper import torch, each other and the standard library."""
+    """The files that read like the paper import torch, each other and the standard library."""
     names = {found for found, _ in foreign(ROOT / "vlm_dopd" / f"{name}.py")}
-    assert names <= {"torch", "divergences", "routing"}
+    assert names <= {"torch", "divergences", "routing", "head"}
 
 
 def test_method_files_know_no_model_and_at_most_siblings():

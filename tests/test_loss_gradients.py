@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vlm_dopd import chunked_loss
 from vlm_dopd.chunked_loss import Scored, Term, routed_loss
 from vlm_dopd.divergences import Divergence
+from vlm_dopd.head import Head
 
 JS = Divergence(kind="js", support="full")
 TAIL = Divergence(kind="rkl", k=5)
@@ -26,10 +27,11 @@ def fused(divergence, student_NV, target_NV, token_N, weight_N=None, chunk=256):
     """Values and gradient of the logits: with one-hot hidden states the head's columns are the rows of logits."""
     count = len(student_NV)
     head_VH = torch.cat([student_NV, target_NV]).float().T.contiguous().requires_grad_()
+    head = Head(head_VH, len(head_VH))
     student_NH, target_NH = torch.eye(2 * count).split(count)
-    target = Scored(target_NH, head_VH.detach(), torch.zeros(count), torch.zeros(count))
+    target = Scored(target_NH, head.detach(), torch.zeros(count), torch.zeros(count))
     weight_N = torch.ones(count) if weight_N is None else weight_N
-    output = routed_loss(student_NH, head_VH, token_N, [Term(divergence, weight_N, target)], chunk)
+    output = routed_loss(student_NH, head, token_N, [Term(divergence, weight_N, target)], chunk)
     (grad_VH,) = torch.autograd.grad(output.total, head_VH)
     assert (grad_VH[:, count:] == 0).all()
     return output, grad_VH.T[:count]

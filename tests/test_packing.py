@@ -7,6 +7,7 @@ ids and image handling, none of ours.
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from hypothesis import strategies as st
 
 from privileged import build_views, get_builder
 from tests import tiny
+from vlm_dopd.attention import ATTENTION, shared_prefix_mask
 from vlm_dopd.collate import Encoder
-from vlm_dopd.packing import MAX_PADDING, pack, shared_prefix_mask
+from vlm_dopd.packing import MAX_PADDING, pack
 from vlm_dopd.roles import Policy
-from vlm_dopd.scoring import score, student_hidden
-from vlm_dopd.vision import VisionOnce
+from vlm_dopd.scoring import _hidden, score, student_hidden
 
 PAD = 0
 BUILDER = get_builder("boxes")
@@ -50,13 +51,8 @@ def in_order(passes, values):
 
 def packed_rows(model, passes):
     """Hidden states that predict each response token, from our passes."""
-    vision = VisionOnce(model)
-    hidden = [
-        packed.gather(
-            model.base_model(**packed.inputs, **vision.inputs(packed.images), use_cache=False).last_hidden_state
-        )
-        for packed in passes
-    ]
+    policy = Policy(model, model.get_output_embeddings().weight.shape[0])
+    hidden = [_hidden(policy, packed) for packed in passes]
     return in_order(passes, hidden)
 
 
@@ -133,7 +129,7 @@ def test_gradients_equal_separate_rows(vision, prompts):
     direction = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
     (rows * direction).sum().backward()
     passes = pack(chosen, siblings, PAD)
-    hidden = in_order(passes, [student_hidden(ours, packed, VisionOnce(ours)) for packed in passes])
+    hidden = in_order(passes, [student_hidden(ours, Policy(ours, 1), packed) for packed in passes])
     (hidden * direction).sum().backward()
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         if other.grad is None:  # the LM head is outside this loss
@@ -178,6 +174,7 @@ def test_scores_equal_a_padded_batch_of_transformers(vision, prompts, processor,
 def test_mask_by_hand():
     """Prompt of 2, responses of 2 and 1; a group of 1 and 1; one padding: who may look at whom."""
     groups, segments = torch.tensor([[0, 0, 0, 0, 0, 1, 1, -1]]), torch.tensor([[0, 0, 1, 1, 2, 0, 1, 0]])
+    assert shared_prefix_mask(groups, segments).shape == (1, 1, 8, 8)
     assert shared_prefix_mask(groups, segments)[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
@@ -188,6 +185,39 @@ def test_mask_by_hand():
         [0, 0, 0, 0, 0, 1, 1, 0],
         [0, 0, 0, 0, 0, 0, 0, 1],
     ]
+
+
+def test_block_mask_is_the_same_rule():
+    """FlexAttention's mask of 500 positions, whole blocks of which nobody looks at, against the dense one."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [[150, 70, 0, 90], [40, 100]]
+    segments = torch.cat([torch.arange(len(own)).repeat_interleave(torch.tensor(own)) for own in lengths])
+    groups = torch.arange(2).repeat_interleave(torch.tensor([sum(own) for own in lengths]))
+    segment_BL = torch.nn.functional.pad(segments, (0, 50)).repeat(2, 1)
+    group_BL = torch.nn.functional.pad(groups, (0, 50), value=-1).repeat(2, 1)
+    segment_BL[1] = torch.randint(0, 3, (500,), generator=generator)  # a second row, whose blocks differ
+    dense, block = (shared_prefix_mask(group_BL, segment_BL, flex) for flex in (False, True))
+    at = torch.arange(500)
+    for b in range(2):
+        rule = block.mask_mod(torch.tensor(b), torch.tensor(0), at[:, None], at)
+        assert torch.equal(rule, dense[b, 0])
+        tiles = dense[b, 0].new_zeros(512, 512)
+        tiles[:500, :500] = dense[b, 0]
+        assert torch.equal(block.to_dense()[b, 0].bool(), tiles.view(4, 128, 4, 128).any(1).any(-1))
+    assert block.sparsity() > 20
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="FlexAttention on a CPU is compiled with g++, which is not here"
+)
+def test_flex_attention_gives_the_scores_of_sdpa(processor, prompts):
+    """The same passes with a block mask: what a GPU gets, compiled for the CPU (forward only)."""
+    model = tiny.vision_model(0)
+    model.set_attn_implementation(ATTENTION)
+    passes = pack(prompts, responses([[5, 3], [2, 7], [4, 1], [1, 1], [6, 2], [3, 3], [2, 2], [1, 4]]), PAD)
+    sdpa, flex = (score(Policy(model, len(processor.tokenizer), kind), passes) for kind in ("sdpa", "flex"))
+    torch.testing.assert_close(flex.logp_N, sdpa.logp_N, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(flex.hidden_NH, sdpa.hidden_NH, rtol=1e-4, atol=1e-4)
 
 
 def test_unequal_numbers_of_prompts_and_groups_are_refused(prompts):

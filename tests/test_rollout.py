@@ -105,7 +105,7 @@ def test_sampling_follows_the_distribution():
     n = 20_000
     logits = torch.tensor([1.0, 0.0, -1.0, float("-inf"), 2.0, -6.0])
     draw = _InverseCdf([sequence_seed(0, 0, "x", i) for i in range(n)], 1, prompt_length=1)
-    drawn = draw(torch.zeros(n, 1), logits.expand(n, -1)).argmax(-1)
+    drawn = draw(torch.zeros(n, 1), logits.repeat(n, 1)).argmax(-1)
     p = logits.softmax(-1)
     error = (drawn.bincount(minlength=6) / n - p).abs()
     assert (error <= 5 * (p * (1 - p) / n).sqrt()).all()

@@ -14,6 +14,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from privileged import build_views, get_builder
+from vlm_dopd.attention import shared_prefix_mask
 from vlm_dopd.collate import Collator, Encoder
 from vlm_dopd.methods import find
 from vlm_dopd.packing import pack
@@ -119,7 +120,7 @@ def test_a_window_encodes_every_image_once(processor, batch, frozen):
         assert mine.images == (step + 1) * privileged + in_losses
         assert theirs.images == (step + 1) * privileged
         for passed in window.batches[0]:
-            student_hidden(student, passed.packed, policy.vision).sum().backward()
+            student_hidden(student, policy, passed.packed).sum().backward()
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -134,12 +135,14 @@ def test_gradients_are_those_of_pixels(processor, batch, frozen):
     direction = torch.randn(6, ours.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
     for prompt, siblings in zip(prompts, responses, strict=True):
         (packed,) = pack([prompt], [siblings], 0)
-        (student_hidden(ours, packed, VisionOnce(ours)) * direction).sum().backward()
+        (student_hidden(ours, Policy(ours, 1), packed) * direction).sum().backward()
         pixels = {}
         if packed.images:
             pixels["pixel_values"] = torch.cat([image.pixel_values for image in packed.images])
             pixels["image_grid_thw"] = torch.stack([image.grid_thw for image in packed.images])
-        output = theirs(**packed.inputs, **pixels, use_cache=False, output_hidden_states=True)
+        mask = shared_prefix_mask(packed.group_BL, packed.segment_BL)
+        options = {"attention_mask": mask, "use_cache": False, "output_hidden_states": True}
+        output = theirs(**packed.inputs, **pixels, **options)
         (packed.gather(output.hidden_states[-1]) * direction).sum().backward()
     trained = 0
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):

@@ -1,7 +1,7 @@
 """The routed loss and the token scores, without ever holding logits of more than one chunk.
 
-Shape letters: N response tokens (n of one chunk), V vocabulary, H hidden size of a model, R loss components, P pairs of
-a divergence and a target, K support, C its columns and one for the rest of the vocabulary.
+Shape letters: N response tokens (n of one chunk), V vocabulary, H hidden size of a model, U rows of its LM head,
+R loss components, P pairs of a divergence and a target, K support, C its columns and one for the rest of V.
 
 Hidden states go in, sums come out. A chunk's student logits are formed once, its target logits once a target, whatever
 the number of components; the gradients of the student's hidden states and LM head are formed on the spot (two matrix
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .divergences import Divergence
+from .head import Head
 
 CHUNK = 256
 """Tokens whose logits exist at one time: 256 × 151,936 float32 are 156 MB, and there are three such buffers."""
@@ -38,8 +39,7 @@ class Scored:
 
     hidden_NH: Tensor
     """Last hidden state of the position that predicts the token."""
-    head_VH: Tensor
-    """LM head without the padded rows, so that logits are `hidden @ head.T`."""
+    head: Head
     logp_N: Tensor
     """Log-probability of the sampled token, nats."""
     entropy_N: Tensor
@@ -67,23 +67,23 @@ class LossOutput(NamedTuple):
 
 
 @torch.no_grad()
-def score_tokens(hidden_NH: Tensor, head_VH: Tensor, token_N: Tensor, chunk: int = CHUNK) -> Scored:
+def score_tokens(hidden_NH: Tensor, head: Head, token_N: Tensor, chunk: int = CHUNK) -> Scored:
     """Sampled log-probability and entropy of N tokens, chunk by chunk, in float32."""
     logp_N = hidden_NH.new_zeros(token_N.shape, dtype=torch.float32)
     entropy_N = torch.zeros_like(logp_N)
-    buffers = _buffers(2, min(chunk, token_N.numel()), head_VH)
+    buffers = _buffers(2, min(chunk, token_N.numel()), head)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         for start in range(0, token_N.numel(), chunk):
             rows = slice(start, start + chunk)
             token_n = token_N[rows]
             logp_nV, scratch_nV = buffers[:, : len(token_n)]
-            entropy_N[rows] = _log_probabilities(hidden_NH[rows], head_VH, logp_nV, scratch_nV)
+            entropy_N[rows], _ = _log_probabilities(hidden_NH[rows], head, logp_nV, scratch_nV)
             logp_N[rows] = _pick(logp_nV, token_n)
-    return Scored(hidden_NH, head_VH, logp_N, entropy_N)
+    return Scored(hidden_NH, head, logp_N, entropy_N)
 
 
 def routed_loss(
-    hidden_NH: Tensor, head_VH: Tensor, token_N: Tensor, terms: Sequence[Term], chunk: int = CHUNK
+    hidden_NH: Tensor, head: Head, token_N: Tensor, terms: Sequence[Term], chunk: int = CHUNK
 ) -> LossOutput:
     """Σ_r Σ_n weight · divergence(student, target of r), differentiable in the student's hidden states and LM head.
 
@@ -91,14 +91,14 @@ def routed_loss(
     Backward runs once: it scales the gradients where they lie, since a second copy of the head's may be gigabytes.
     """
     with torch.autocast(hidden_NH.device.type, enabled=False):  # its gradient products too are in the head's dtype
-        return LossOutput(*_RoutedLoss.apply(hidden_NH, head_VH, token_N, tuple(terms), chunk))
+        return LossOutput(*_RoutedLoss.apply(hidden_NH, head.weight_UH, head.detach(), token_N, tuple(terms), chunk))
 
 
 class _RoutedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_NH, head_VH, token_N, terms, chunk):  # type: ignore[override]
+    def forward(ctx, hidden_NH, weight_UH, head, token_N, terms, chunk):  # type: ignore[override]
         grad_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if ctx.needs_input_grad[0] else None
-        grad_head_VH = torch.zeros_like(head_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_weight_UH = torch.zeros_like(weight_UH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         entropy_N, logp_N = torch.zeros(2, token_N.numel(), device=hidden_NH.device)
         pairs, pair_of = _pairs(terms)
         weight_RN = torch.stack([entropy_N, *(term.weight_N.float() for term in terms)])[1:]  # R may be 0
@@ -108,11 +108,11 @@ class _RoutedLoss(torch.autograd.Function):
         active_PN = torch.zeros_like(value_PN).index_add_(0, pair_R, (weight_RN != 0).float()) > 0
         chunks = list(_chunks(active_PN, chunk))
         several = any(len(present) > 1 for _, runs in chunks for _, present in runs)
-        buffers = _buffers(4 if several else 3, max((len(index) for index, _ in chunks), default=0), head_VH)
+        buffers = _buffers(4 if several else 3, max((len(index) for index, _ in chunks), default=0), head)
         for index_n, runs in chunks:
-            h_nH, token_n = hidden_NH[index_n].to(head_VH.dtype), token_N[index_n]
+            h_nH, token_n = hidden_NH[index_n].to(weight_UH.dtype), token_N[index_n]
             logp_nV, target_nV, grad_nV, *spare = buffers[:, : len(index_n)]
-            entropy_N[index_n] = _log_probabilities(h_nH, head_VH, logp_nV, scratch_nV=grad_nV)
+            entropy_N[index_n], log_total_n1 = _log_probabilities(h_nH, head, logp_nV, scratch_nV=grad_nV)
             logp_N[index_n] = _pick(logp_nV, token_n)
             for rows, present in runs:
                 held = None
@@ -120,7 +120,7 @@ class _RoutedLoss(torch.autograd.Function):
                     divergence, target = pairs[p]
                     if target is not held:
                         held = target
-                        _logits(target.hidden_NH[index_n[rows]], target.head_VH, target_nV[rows])
+                        target.head.logits(target.hidden_NH[index_n[rows]], target_nV[rows])
                     out_nV = grad_nV[rows] if p == present[0] else spare[0][rows]
                     weight_n = weight_PN[p, index_n[rows]]
                     value_PN[p, index_n[rows]] = _gradient(
@@ -128,12 +128,13 @@ class _RoutedLoss(torch.autograd.Function):
                     )
                     if p != present[0]:
                         grad_nV[rows] += out_nV
+            head.product_gradient(grad_nV, logp_nV, log_total_n1)
             if grad_hidden_NH is not None:
-                grad_hidden_NH[index_n] = (grad_nV.to(head_VH.dtype) @ head_VH).float()
-            if grad_head_VH is not None:
-                _add_product(grad_head_VH, grad_nV, h_nH)
-        ctx.save_for_backward(grad_hidden_NH, grad_head_VH)
-        ctx.dtypes = hidden_NH.dtype, head_VH.dtype
+                grad_hidden_NH[index_n] = (grad_nV.to(weight_UH.dtype) @ head.weight_VH).float()
+            if grad_weight_UH is not None:
+                _add_product(grad_weight_UH[: head.vocab_size], grad_nV, h_nH)
+        ctx.save_for_backward(grad_hidden_NH, grad_weight_UH)
+        ctx.dtypes = hidden_NH.dtype, weight_UH.dtype
         divergence_RN = value_PN[pair_R].where(weight_RN != 0, 0.0)
         ctx.mark_non_differentiable(divergence_RN, entropy_N, logp_N)
         return (weight_PN * value_PN).sum(), divergence_RN, entropy_N, logp_N
@@ -144,7 +145,7 @@ class _RoutedLoss(torch.autograd.Function):
         grads = [
             None if g is None else g.mul_(grad_total).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 def _gradient(
@@ -242,18 +243,21 @@ def _chunks(active_PN: Tensor, size: int) -> Iterator[tuple[Tensor, list[tuple[s
         start = stop
 
 
-def _log_probabilities(hidden_nH: Tensor, head_VH: Tensor, logp_nV: Tensor, scratch_nV: Tensor) -> Tensor:
-    """Fills `logp_nV`, in float32: a bfloat16 softmax over 150k tokens loses the small ones. Returns the entropies."""
-    _logits(hidden_nH, head_VH, logp_nV)
-    total_n1 = _log_softmax(logp_nV, scratch_nV)
-    return -(scratch_nV.mul_(logp_nV).sum(-1) / total_n1[:, 0])
+def _log_probabilities(hidden_nH: Tensor, head: Head, logp_nV: Tensor, scratch_nV: Tensor) -> tuple[Tensor, Tensor]:
+    """Fills `logp_nV`, in float32: a bfloat16 softmax over 150k tokens loses the small ones.
+
+    Returns the entropies [n], and the log of the softmax's denominator [n, 1].
+    """
+    head.logits(hidden_nH, logp_nV)
+    top_n1, total_n1 = _log_softmax(logp_nV, scratch_nV)
+    return -(scratch_nV.mul_(logp_nV).sum(-1) / total_n1[:, 0]), top_n1 + total_n1.log()
 
 
-def _log_softmax(logits_nV: Tensor, scratch_nV: Tensor) -> Tensor:
-    """In place. `scratch_nV` becomes the probabilities times the returned [n, 1]."""
+def _log_softmax(logits_nV: Tensor, scratch_nV: Tensor) -> tuple[Tensor, Tensor]:
+    """In place. `scratch_nV` becomes the probabilities times the second of what `_exp` returns."""
     top_n1, total_n1 = _exp(logits_nV, scratch_nV)
     logits_nV.sub_(top_n1).sub_(total_n1.log())
-    return total_n1
+    return top_n1, total_n1
 
 
 def _exp(logits_nV: Tensor, out_nV: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,27 +270,18 @@ def _exp(logits_nV: Tensor, out_nV: Tensor) -> tuple[Tensor, Tensor]:
     return top_n1, out_nV.sum(-1, keepdim=True)
 
 
-def _logits(hidden_nH: Tensor, head_VH: Tensor, out_nV: Tensor) -> None:
-    """Logits, computed in the head's own dtype, as float32."""
-    hidden_nH = hidden_nH.to(head_VH.dtype)
-    if head_VH.dtype == torch.float32:
-        torch.mm(hidden_nH, head_VH.T, out=out_nV)
-    else:
-        out_nV.copy_(hidden_nH @ head_VH.T)
-
-
-def _add_product(grad_head_VH: Tensor, grad_nV: Tensor, h_nH: Tensor) -> None:
+def _add_product(grad_weight_VH: Tensor, grad_nV: Tensor, h_nH: Tensor) -> None:
     """Adds a chunk's gradient of the head: the product in the head's dtype, the sum over chunks in float32."""
     if h_nH.dtype == torch.float32:
-        grad_head_VH.addmm_(grad_nV.T, h_nH)
+        grad_weight_VH.addmm_(grad_nV.T, h_nH)
     else:
-        grad_head_VH += grad_nV.T.to(h_nH.dtype) @ h_nH
+        grad_weight_VH += grad_nV.T.to(h_nH.dtype) @ h_nH
 
 
 def _pick(logp_nV: Tensor, token_n: Tensor) -> Tensor:
     return logp_nV.gather(-1, token_n.unsqueeze(-1))[:, 0]
 
 
-def _buffers(count: int, rows: int, head_VH: Tensor) -> Tensor:
+def _buffers(count: int, rows: int, head: Head) -> Tensor:
     """[count, rows, V] float32 for all chunks: on a CPU, touching fresh memory costs as much as several passes."""
-    return torch.empty(count, rows, len(head_VH), device=head_VH.device)
+    return torch.empty(count, rows, head.vocab_size, device=head.weight_UH.device)

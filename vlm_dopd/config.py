@@ -43,6 +43,8 @@ class ModelConfig:
     teacher_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The student's weights are float32 always: steps of 5e-6 vanish in bfloat16. `train.bf16` is its autocast."""
     freeze_vision: bool = True
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """Of scoring and training passes: FlexAttention on a CUDA device and SDPA elsewhere, or always one of them."""
     allow_download: bool = False
     """Permit fetching a model by its hub name; without it only folders and the local hub cache are used."""
 

@@ -2,9 +2,9 @@
 
     [ prompt | r1 | r2 | … | rG ‖ prompt | r1 | … | rG ‖ padding ]
 
-A response attends to its prompt and to itself; position ids restart after the prompt, for text positions and M-RoPE
-alike. The hidden states are those of G separate rows, while prompt and images are computed once. Short groups share a
-row, and rows of one forward pass are of similar length, so that little of it is padding.
+A response attends to its prompt and to itself (`attention.py`); position ids restart after the prompt, for text
+positions and M-RoPE alike. The hidden states are those of G separate rows, while prompt and images are computed once.
+Short groups share a row, and rows of one forward pass are of similar length, so that little of it is padding.
 
 Shape letters: B rows, L row length, N response tokens (group by group, sibling by sibling), C position channels.
 """
@@ -31,8 +31,13 @@ class Packed:
     """One forward pass: model inputs of B rows, and where their N response tokens are predicted."""
 
     inputs: dict[str, Any]
+    """What a model's forward takes, but for images and `attention_mask`."""
     images: tuple[EncodedImage, ...]
     """Those of all rows, in the order of their placeholders."""
+    group_BL: Tensor
+    """Number of the group in its row, −1 for padding."""
+    segment_BL: Tensor
+    """0 in the prompt, then 1..G."""
     row_N: Tensor
     column_N: Tensor
     """Position whose hidden state predicts the token: the one before it, which for a first token ends the prompt."""
@@ -48,7 +53,7 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        places = {name: getattr(self, name).to(device) for name in ("row_N", "column_N", "token_N", "place_N")}
+        places = {name: getattr(self, name).to(device) for name in _PLACES}
         return replace(self, inputs=inputs, **places)
 
 
@@ -64,19 +69,6 @@ def pack(
     for group, end in zip(groups, ends, strict=True):
         group.place_N = torch.arange(end - group.column_N.numel(), end)
     return [_pass(rows, pad_id) for rows in _passes(_rows(groups), max_tokens)]
-
-
-def shared_prefix_mask(group_BL: Tensor, segment_BL: Tensor) -> Tensor:
-    """bool [B, 1, L, L], True where query i may look at key j: j ≤ i, in the same group, and j in the prompt or in i's
-    own segment.
-
-    Segments are 0 for the prompt, 1..G for the responses; the group of padding is −1. Padding sees padding only, so
-    that no row of the softmax is empty (that would be NaN) and nothing real depends on it.
-    """
-    same_BLL = group_BL.unsqueeze(-1) == group_BL.unsqueeze(-2)
-    query, key = segment_BL.unsqueeze(-1), segment_BL.unsqueeze(-2)
-    causal_LL = torch.ones(segment_BL.shape[-1], segment_BL.shape[-1], dtype=torch.bool).tril()
-    return (causal_LL & same_BLL & ((query == key) | (key == 0))).unsqueeze(1)
 
 
 @dataclass
@@ -97,6 +89,7 @@ class _Group:
 
 
 _Row = list[_Group]
+_PLACES = ("group_BL", "segment_BL", "row_N", "column_N", "token_N", "place_N")
 
 
 def _group(prompt: Prompt, siblings: Sequence[Tensor]) -> _Group:
@@ -169,7 +162,6 @@ def _pass(rows: list[_Row], pad_id: int) -> Packed:
             start += len(group)
     inputs = {
         "input_ids": id_BL,
-        "attention_mask": shared_prefix_mask(group_BL, segment_BL),
         "position_ids": position_CBL if channels > 1 else position_CBL[0],
     }
     if channels > 1:
@@ -178,6 +170,8 @@ def _pass(rows: list[_Row], pad_id: int) -> Packed:
     return Packed(
         inputs,
         images=tuple(image for group in groups for image in group.images),
+        group_BL=group_BL,
+        segment_BL=segment_BL,
         row_N=torch.cat(row_N),
         column_N=torch.cat(column_N),
         token_N=torch.cat([group.token_N for group in groups]),

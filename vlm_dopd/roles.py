@@ -8,16 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from .attention import ATTENTION
 from .errors import ConfigError
+from .head import Head
 from .vision import VisionOnce
+
+Attention = Literal["auto", "sdpa", "flex"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Policy:
 
     model: Any
     vocab_size: int
+    attention: Attention = "auto"
+    """Of shared-prefix rows: FlexAttention where there is a CUDA device and SDPA elsewhere, or always one of them."""
 
     @cached_property
     def vision(self) -> VisionOnce:
@@ -33,23 +39,45 @@ class Policy:
         return VisionOnce(self.model)
 
     @property
-    def head_VH(self) -> Tensor:
-        """LM head without padded rows: their logits must enter no softmax and no sample."""
-        return self.model.get_output_embeddings().weight[: self.vocab_size]
+    def device(self) -> torch.device:
+        return self.model.get_output_embeddings().weight.device
+
+    @property
+    def flex(self) -> bool:
+        """Whether shared-prefix rows get a block mask."""
+        return self.attention == "flex" or (self.attention == "auto" and self.device.type == "cuda")
+
+    @property
+    def head(self) -> Head:
+        """The LM head with its gradient, gathered from all ranks if they hold a shard each (FSDP2)."""
+        config = self.model.config.get_text_config()
+        weight_UH = self.model.get_output_embeddings().weight
+        if isinstance(weight_UH, DTensor):
+            # Each rank forms the gradient of its own tokens; as under FSDP, the parameter gets their mean.
+            weight_UH = weight_UH.full_tensor(grad_placements=[Partial("avg")] * weight_UH.device_mesh.ndim)
+        return Head(
+            weight_UH,
+            self.vocab_size,
+            scale=getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
 
 
-def load_policy(path: str, tokenizer: Any, dtype: str = "float32", allow_download: bool = False) -> Policy:
-    """The model in folder `path`, from safetensors, without remote code, with SDPA attention (shared-prefix rows
-    hand it a 4-D mask). Raises ConfigError if there is no such model here."""
+def load_policy(
+    path: str, tokenizer: Any, dtype: str = "float32", allow_download: bool = False, attention: Attention = "auto"
+) -> Policy:
+    """The model in folder `path`, from safetensors, without remote code, with the attention of shared-prefix rows.
+
+    Raises ConfigError if there is no such model here."""
     cls = AutoModelForImageTextToText if _sees(path, allow_download) else AutoModelForCausalLM
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "attn_implementation": "sdpa"}
+    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "attn_implementation": ATTENTION}
     model = _load(cls, path, allow_download, **options)
     rows = model.get_output_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise ConfigError(
             f"{path}: expected an LM head of at least {len(tokenizer)} rows (the tokenizer's), got {rows}"
         )
-    return Policy(model, len(tokenizer))
+    return Policy(model, len(tokenizer), attention)
 
 
 def load_processor(path: str, allow_download: bool = False) -> Any:

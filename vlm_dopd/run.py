@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,11 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     processor = load_processor(config.model.student, config.model.allow_download)
     check_pair(processor, load_processor(config.model.teacher, config.model.allow_download))
     tokenizer = tokenizer_of(processor)
-    student = load_policy(config.model.student, tokenizer, allow_download=config.model.allow_download)
-    teacher = load_policy(config.model.teacher, tokenizer, config.model.teacher_dtype, config.model.allow_download)
+    load = partial(load_policy, allow_download=config.model.allow_download, attention=config.model.attention)
+    student = load(config.model.student, tokenizer)
+    teacher = load(config.model.teacher, tokenizer, config.model.teacher_dtype)
     teacher.model.requires_grad_(False).eval().to(args.device)
+    logger.info("attention of scoring and training passes: %s", _attention(config, teacher))
     if config.model.freeze_vision:
         frozen = freeze_vision(student.model)
         logger.info("vision tower frozen: %d parameters", frozen)
@@ -109,6 +112,12 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         processing_class=processor,
         callbacks=[MetricsFile(Path(config.output_dir) / "metrics.jsonl"), StopOnNonFiniteGradient()],
     )
+
+
+def _attention(config: RunConfig, policy: Policy) -> str:
+    if policy.flex:
+        return "FlexAttention, block masks"
+    return "SDPA, dense masks" + ("" if config.model.attention == "sdpa" else f" (the device is {policy.device.type})")
 
 
 def _evaluator(

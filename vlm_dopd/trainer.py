@@ -84,8 +84,8 @@ class DopdTrainer(Trainer):
         """This pass's share of the window's loss. Raises TrainingError before a non-finite one can do harm."""
         began = time.perf_counter()
         batch: TrainingBatch = inputs["batch"]
-        hidden_NH = student_hidden(model, batch.packed, self.student.vision)
-        output = routed_loss(hidden_NH, self.student.head_VH, batch.packed.token_N, batch.terms)
+        hidden_NH = student_hidden(model, self.student, batch.packed)
+        output = routed_loss(hidden_NH, self.student.head, batch.packed.token_N, batch.terms)
         if not torch.isfinite(output.total):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: expected a finite loss, got {output.total.item()}; weights are "

@@ -198,7 +198,7 @@ class WindowBuilder:
     def _training_batches(self, scores: _Scores, weight_RN: Tensor) -> tuple[TrainingBatch, ...]:
         if self.method.reduction == "seq_mean":
             weight_RN = weight_RN / scores.length_N
-        device = self.policies["student"].head_VH.device
+        device = self.policies["student"].device
         targets = {component.target for component in self.method.components}
         batches = []
         for packed in scores.plain:
@@ -215,7 +215,7 @@ class WindowBuilder:
 def _at(scored: Scored, place_N: Tensor) -> Scored:
     """The scores of some of the tokens."""
     place_N = place_N.to(scored.logp_N.device)
-    return Scored(scored.hidden_NH[place_N], scored.head_VH, scored.logp_N[place_N], scored.entropy_N[place_N])
+    return Scored(scored.hidden_NH[place_N], scored.head, scored.logp_N[place_N], scored.entropy_N[place_N])
 
 
 def gather_object(value: Any) -> list[Any]:

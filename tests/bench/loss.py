@@ -30,6 +30,7 @@ from torch import Tensor
 
 from vlm_dopd.chunked_loss import CHUNK, Scored, Term, routed_loss, score_tokens
 from vlm_dopd.divergences import Divergence
+from vlm_dopd.head import Head
 
 VOCABULARY = 151_936
 TOPK, JS = Divergence(kind="rkl", k=128), Divergence(kind="js", support="full")
@@ -51,8 +52,9 @@ class Case:
         self.hidden_NH = normal(tokens, width).requires_grad_()
         self.token_N = torch.randint(vocabulary, (tokens,), generator=generator)
         nothing_N = torch.zeros(tokens)
-        teacher = Scored(normal(tokens, width), self.teacher_VH, nothing_N, nothing_N)
-        itself = Scored(normal(tokens, width), self.head_VH.detach(), nothing_N, nothing_N)
+        self.head = Head(self.head_VH, vocabulary)
+        teacher = Scored(normal(tokens, width), Head(self.teacher_VH, vocabulary), nothing_N, nothing_N)
+        itself = Scored(normal(tokens, width), self.head.detach(), nothing_N, nothing_N)
         at_N = torch.rand(tokens, generator=generator)
         self.terms = [
             Term(TOPK, 0.6 * (at_N < 0.45), teacher),
@@ -62,7 +64,7 @@ class Case:
         ]
 
     def routed(self) -> Tensor:
-        return routed_loss(self.hidden_NH, self.head_VH, self.token_N, self.terms).total
+        return routed_loss(self.hidden_NH, self.head, self.token_N, self.terms).total
 
     def plain(self) -> Tensor:
         """What one would write first: all logits of student and targets, autograd, one regime after the other."""
@@ -72,7 +74,7 @@ class Case:
         for term in self.terms:
             if id(term.target) not in targets:
                 with torch.no_grad():
-                    targets[id(term.target)] = (term.target.hidden_NH @ term.target.head_VH.T).log_softmax(-1)
+                    targets[id(term.target)] = (term.target.hidden_NH @ term.target.head.weight_VH.T).log_softmax(-1)
             rows = term.weight_N.nonzero()[:, 0]
             value_n = term.divergence(logp_NV[rows], targets[id(term.target)][rows], self.token_N[rows])
             total = total + (term.weight_N[rows] * value_n).sum()
@@ -128,7 +130,7 @@ def one(what: str, tokens: int, width: int, vocabulary: int, repeats: int) -> di
         with timed(seconds["products"]):
             case.products(out_nV, grad_VH)
         with timed(seconds["score"]):
-            score_tokens(case.hidden_NH, case.head_VH, case.token_N)
+            score_tokens(case.hidden_NH, case.head, case.token_N)
     loss, products, score = (median(values) for values in seconds.values())
     return figures | {
         "seconds": loss,

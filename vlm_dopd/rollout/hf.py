@@ -77,7 +77,7 @@ class HFRollout:
     def _generate(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
         model, siblings = self.policy.model, self.config.siblings
         prompts = [group.plain for group in groups]
-        id_BP, mask_BP, position_CBP = (t.to(self.policy.head_VH.device) for t in left_pad(prompts, self.pad_id))
+        id_BP, mask_BP, position_CBP = (t.to(self.policy.device) for t in left_pad(prompts, self.pad_id))
         cache = DynamicCache(config=model.config)
         if id_BP.shape[1] > 1:  # the last token stays for `generate`, which needs something to begin with
             model.base_model(
@@ -157,4 +157,4 @@ class _InverseCdf(LogitsProcessor):
         # The last bin may end a rounding error below 1: scale the draw instead of the table.
         draw_B1 = self.uniform_BT[:, position, None].to(scores.device) * cdf_BV[:, -1:]
         drawn_B1 = torch.searchsorted(cdf_BV, draw_B1, right=True)
-        return torch.full_like(scores, float("-inf")).scatter(-1, drawn_B1, 0.0)
+        return scores.fill_(float("-inf")).scatter_(-1, drawn_B1, 0.0)  # `generate` hands over a copy of its own
