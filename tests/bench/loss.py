@@ -34,6 +34,8 @@ from vlm_dopd.head import Head
 
 VOCABULARY = 151_936
 TOPK, JS = Divergence(kind="rkl", k=128), Divergence(kind="js", support="full")
+TINY: dict[str, Any] = {"widths": (64,), "tokens": (256, 512), "repeats": 1, "vocabulary": 2_048}
+"""To try the machinery in seconds; its figures mean nothing."""
 PLAIN_UP_TO = 1024
 """Tokens up to which the plain version is run: it holds about a dozen [N, V] tensors, 7 GB here."""
 

@@ -61,7 +61,7 @@ def train_settings(spec: Spec) -> dict[str, Any]:
     }
 
 
-def ours(spec: Spec, child: Child) -> None:
+def build_ours(spec: Spec) -> Any:
     """The trainer as a user's configuration builds it."""
     from vlm_dopd import run
     from vlm_dopd.config import load_config
@@ -81,7 +81,11 @@ def ours(spec: Spec, child: Child) -> None:
         "output_dir": str(run_folder),
     }
     OmegaConf.save(OmegaConf.create(values), run_folder / "bench.yaml")
-    trainer = run.build_trainer(load_config(run_folder / "bench.yaml"))
+    return run.build_trainer(load_config(run_folder / "bench.yaml"))
+
+
+def ours(spec: Spec, child: Child) -> None:
+    trainer = build_ours(spec)
     counted = Counted(trainer.window_builder.engine, spec.uneven)
     trainer.window_builder.engine = counted
     models = [policy.model for policy in trainer.window_builder.policies.values()]
@@ -252,7 +256,40 @@ def rows(results: dict[str, Any]) -> str:
         text.append(table(["(f) growth with", "slope, log seconds over log positions"], slopes))
     if "padding" in results:
         text.append(f"(f) padding over uneven prompts and responses: {100 * results['padding']['share']:.1f} %")
+    if "share" in results:
+        text += share_rows(results["share"])
+    if "loss" in results:
+        text.append(loss_rows(results["loss"]))
     return "\n\n".join(text)
+
+
+def share_rows(share: dict[str, Any]) -> list[str]:
+    phases = dict(share["phases"])
+    rate = phases.pop("gemm_gflops")
+    told = [
+        [name, f"{p['seconds']:.1f}", f"{p['tflop']:.2f}", f"{p['gflops']:.0f}", f"{100 * p['share']:.0f} %"]
+        for name, p in phases.items()
+    ]
+    header = ["(d) phase", "seconds", "TFLOP", "GFLOP/s", f"of {rate:.0f} GFLOP/s"]
+    spent = [[name, f"{100 * part:.1f} %"] for name, part in share["operators"].items()]
+    return [table(header, told), table(["operator", "CPU time of a step"], spent)]
+
+
+def loss_rows(loss: dict[str, Any]) -> str:
+    told = [
+        [
+            name,
+            f"{m['seconds']:.2f}",
+            f"{100 * m['gemm_share']:.0f} %",
+            f"{m['memory_mb']:,.0f}",
+            f"{m['plain_seconds']:.2f}" if "plain_seconds" in m else "",
+            f"{m['plain_memory_mb']:,.0f}" if "plain_memory_mb" in m else "",
+        ]
+        for name, m in loss.items()
+        if isinstance(m, dict) and "seconds" in m
+    ]
+    header = ["(b, d) loss", "CPU seconds", "of its products' rate", "MiB above gradients", "plainly: seconds", "MiB"]
+    return table(header, told)
 
 
 def main() -> None:
