@@ -339,7 +339,7 @@ def test_tail_far_below_float32_epsilon(kind):
 
 
 INVALID = {
-    "kind": ({"kind": "kl"}, "kind: expected one of fkl, rkl, js, got 'kl'"),
+    "kind": ({"kind": "kl"}, "kind: expected one of fkl, rkl, js, nll, got 'kl'"),
     "support": ({"support": "top-k"}, "support: expected one of full, topk, sampled, got 'top-k'"),
     "closure": ({"closure": "bucket"}, "closure: expected one of tail, renorm, raw, raw_sg, got 'bucket'"),
     "k = 0": ({"k": 0}, "k: expected at least 1, got 0"),
@@ -347,6 +347,10 @@ INVALID = {
     "beta = 1": ({"kind": "js", "beta": 1.0}, "beta: expected 0 < beta < 1"),
     "renorm of one token": ({"closure": "renorm", "k": 1}, "renorm over one token is always zero"),
     "raw_sg of fkl": ({"kind": "fkl", "closure": "raw_sg"}, "raw_sg is defined for rkl only, got fkl"),
+    "nll of several": ({"kind": "nll"}, "nll is that of the sampled token, got topk"),
+    "owner": ({"owner": "teacher"}, "owner: expected one of student, target, got 'teacher'"),
+    "cap = 0": ({"cap": 0.0}, "cap: expected more than 0"),
+    "cap of one token": ({"support": "sampled", "cap": 0.1}, "cap: expected more than 0, and a sum over several"),
     "raw_sg of js": ({"kind": "js", "closure": "raw_sg"}, "raw_sg is defined for rkl only, got js"),
 }
 

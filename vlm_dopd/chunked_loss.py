@@ -52,7 +52,8 @@ class Term:
 
     divergence: Divergence
     weight_N: Tensor
-    target: Scored
+    target: Scored | None
+    """None where the divergence has none."""
 
 
 class LossOutput(NamedTuple):
@@ -80,6 +81,25 @@ def score_tokens(hidden_NH: Tensor, head: Head, token_N: Tensor, chunk: int = CH
             entropy_N[rows], _ = _log_probabilities(hidden_NH[rows], head, logp_nV, scratch_nV)
             logp_N[rows] = _pick(logp_nV, token_n)
     return Scored(hidden_NH, head, logp_N, entropy_N)
+
+
+@torch.no_grad()
+def compare_tokens(
+    first: Scored, second: Scored, token_N: Tensor, functions: Sequence[Callable[..., Tensor]], chunk: int = CHUNK
+) -> list[Tensor]:
+    """For each function of (logp_nV of the first, logp_nV of the second, token_n) -> [n] its values, [N]."""
+    values = [torch.zeros(token_N.shape, device=first.hidden_NH.device) for _ in functions]
+    buffers = _buffers(3, min(chunk, token_N.numel()), first.head)
+    with torch.autocast(first.hidden_NH.device.type, enabled=False):
+        for start in range(0, token_N.numel(), chunk):
+            rows = slice(start, start + chunk)
+            *sides, scratch_nV = buffers[:, : len(token_N[rows])]
+            for scored, logp_nV in zip((first, second), sides, strict=True):
+                scored.head.logits(scored.hidden_NH[rows], logp_nV)
+                _log_softmax(logp_nV, scratch_nV)
+            for value_N, function in zip(values, functions, strict=True):
+                value_N[rows] = function(*sides, token_N[rows])
+    return values
 
 
 def routed_loss(
@@ -118,7 +138,7 @@ class _RoutedLoss(torch.autograd.Function):
                 held = None
                 for p in present:
                     divergence, target = pairs[p]
-                    if target is not held:
+                    if target is not None and target is not held:
                         held = target
                         target.head.logits(target.hidden_NH[index_n[rows]], target_nV[rows])
                     out_nV = grad_nV[rows] if p == present[0] else spare[0][rows]
@@ -155,11 +175,13 @@ def _gradient(
 
     `logp_nV` are the student's log-probabilities, `target_nV` the target's logits up to a shift of each row.
     """
-    ids_nK = divergence.support_ids(logp_nV, token_n)
+    ids_nK = divergence.support_ids(logp_nV, target_nV, token_n)
     if ids_nK is None:
         return _full_gradient(divergence, weight_n, logp_nV, target_nV, grad_nV)
-    target_nC, _ = _columns(target_nV, ids_nK, scratch_nV=grad_nV)
+    target_nC = _columns(target_nV, ids_nK, scratch_nV=grad_nV)[0] if divergence.has_target else None
     logp_nC, total_n1 = _columns(logp_nV, ids_nK, scratch_nV=grad_nV)
+    if target_nC is None:
+        target_nC = logp_nC  # nothing looks at it
 
     def value(student_nC: Tensor) -> Tensor:
         sides = (divergence.close(side_nC[:, :-1], side_nC[:, -1:]) for side_nC in (student_nC, target_nC))
@@ -211,7 +233,7 @@ def _columns(logits_nV: Tensor, ids_nK: Tensor, scratch_nV: Tensor) -> tuple[Ten
     return torch.cat([kept_nK - top_n1, total_n1.log()], dim=-1).log_softmax(-1), total_n1
 
 
-def _pairs(terms: Sequence[Term]) -> tuple[list[tuple[Divergence, Scored]], list[int]]:
+def _pairs(terms: Sequence[Term]) -> tuple[list[tuple[Divergence, Scored | None]], list[int]]:
     """The distinct pairs of divergence and target, those of one target side by side, and the pair of every term."""
     targets = [id(term.target) for term in terms]
     keys = [(targets.index(id(term.target)), term.divergence) for term in terms]

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from ..divergences import Closure, Divergence
 from ..routing import Regime, gaps, route, thresholds
-from . import STUDENT_PRIVILEGED, TEACHER_PRIVILEGED, Component, Role, WindowScores
+from . import STUDENT_PRIVILEGED, TEACHER_PRIVILEGED, Component, Method, Role, WindowScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class DOPD:
+class DOPD(Method):
     beta_light: float = 0.6
     """β_l, strength of LH and HS (section 4.1 of the paper)."""
     beta_weak: float = 0.3

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..divergences import Closure, Divergence, Kind, Support
-from . import TEACHER_PLAIN, Component, Role, WindowScores
+from . import TEACHER_PLAIN, Component, Method, Role, WindowScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class OPD:
+class OPD(Method):
     divergence: Kind = "rkl"
     support: Support = "topk"
     closure: Closure = "tail"
