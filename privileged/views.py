@@ -50,7 +50,7 @@ class Views:
 
 def plain_view(sample: Sample) -> View:
     """The deployed prompt: the images, then the question. Nothing of the answer or of p."""
-    return _view(sample, PrivilegedBlock())
+    return view_with(sample, PrivilegedBlock())
 
 
 def build_views(sample: Sample, builder: Builder, placement: str = "before_question") -> Views:
@@ -64,7 +64,9 @@ def build_views(sample: Sample, builder: Builder, placement: str = "before_quest
     block = _block(sample, builder)
     if block.empty:
         return Views(plain=plain, privileged=plain, has_privilege=False)
-    return Views(plain=plain, privileged=_view(sample, block, placement), has_privilege=True, left_out=block.left_out)
+    return Views(
+        plain=plain, privileged=view_with(sample, block, placement), has_privilege=True, left_out=block.left_out
+    )
 
 
 def _block(sample: Sample, builder: Builder) -> PrivilegedBlock:
@@ -76,7 +78,8 @@ def _block(sample: Sample, builder: Builder) -> PrivilegedBlock:
     return builder.build(replace(sample, answer=None), sample.privileged)
 
 
-def _view(sample: Sample, block: PrivilegedBlock, placement: str = "before_question") -> View:
+def view_with(sample: Sample, block: PrivilegedBlock, placement: str = "before_question") -> View:
+    """The plain prompt of `sample` with the section, and the images, of `block`."""
     images = list(sample.images if block.replace_images is None else block.replace_images)
     content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
     question = {"type": "text", "text": escape(sample.question)}

@@ -25,12 +25,12 @@ def main():
     torch.distributed.init_process_group("gloo")
     rank, mesh = torch.distributed.get_rank(), init_device_mesh("cpu", (2,))
     whole, model = tiny.text_model(0), tiny.text_model(0)
-    total = sum(loss(Policy(whole, V).head, r) for r in range(2)) / 2
+    total = sum(loss(Policy(whole, V).head(), r) for r in range(2)) / 2
     total.backward()
     expected_UH = whole.get_output_embeddings().weight.grad
     sharded = torch.nn.Parameter(distribute_tensor(model.get_output_embeddings().weight.detach(), mesh, [Shard(0)]))
     model.get_output_embeddings().weight = sharded
-    mine = loss(Policy(model, V).head, rank)
+    mine = loss(Policy(model, V).head(), rank)
     mine.backward()
     assert sharded.grad.placements == (Shard(0),), sharded.grad.placements
     torch.testing.assert_close(sharded.grad.full_tensor(), expected_UH, rtol=1e-5, atol=1e-6)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ def difference(mine: torch.Tensor, other: torch.Tensor) -> float:
     return ((mine - other).norm() / other.norm().clamp(min=1e-12)).item()
 
 
+def use_engine(trainer: trainer.DopdTrainer, engine: Any) -> None:
+    builder = trainer.window_builder
+    builder.completions = replace(builder.completions, engine=engine)
+
+
 @dataclass(repr=False)
 class Sides:
     """The same pair twice: in a trainer of ours and in the straightforward step."""
@@ -59,9 +64,12 @@ class Sides:
     def ours(self, samples: Sequence[Sample], responses: Sequence[Sequence[torch.Tensor]], cuts: set[int]) -> Any:
         """Loss, gradients and hidden states of one window, cut into micro-batches before the samples `cuts`."""
         by_id = {sample.id: siblings for sample, siblings in zip(samples, responses, strict=True)}
-        self.trainer.window_builder.engine = lambda groups, step: [
-            [Response(response, truncated=True) for response in by_id[group.sample_id]] for group in groups
-        ]
+        use_engine(
+            self.trainer,
+            lambda groups, step: [
+                [Response(response, truncated=True) for response in by_id[group.sample_id]] for group in groups
+            ],
+        )
         starts = sorted({0, *cuts} & set(range(len(samples))))
         pieces = [samples[a:b] for a, b in zip(starts, [*starts[1:], len(samples)], strict=True)]
         batches = iter([self.trainer.data_collator(piece) for piece in pieces])
@@ -211,7 +219,7 @@ def test_five_steps_in_float32(pair, tmp_path):
     start = copy.deepcopy(both.plain.student.state_dict())
     windows: list[list[Sample]] = []
     responses: list[list[list[torch.Tensor]]] = []
-    collate, engine = both.trainer.data_collator, both.trainer.window_builder.engine
+    collate, engine = both.trainer.data_collator, both.trainer.window_builder.completions.engine
     both.trainer.data_collator = lambda samples: (windows.append(list(samples)), collate(samples))[1]
 
     def roll_out(groups, step):
@@ -219,7 +227,7 @@ def test_five_steps_in_float32(pair, tmp_path):
         responses.append([[response.id_T for response in siblings] for siblings in found])
         return found
 
-    both.trainer.window_builder.engine = roll_out
+    use_engine(both.trainer, roll_out)
     both.trainer.train()
     learning = [p for p in both.plain.student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-3, eps=1e-8, weight_decay=0.0)

@@ -48,10 +48,10 @@ def test_scores_are_those_of_the_models_own_logits(family):
         hidden_NH = model.base_model(ids).last_hidden_state[0, :-1]
         logp_NV = model(ids).logits[0, :-1, :59].log_softmax(-1)
     expected_N = logp_NV.gather(-1, ids[0, 1:, None])[:, 0]
-    scored = score_tokens(hidden_NH, policy.head, ids[0, 1:], chunk=4)
+    scored = score_tokens(hidden_NH, policy.head(), ids[0, 1:], chunk=4)
     torch.testing.assert_close(scored.logp_N, expected_N, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scored.entropy_N, -(logp_NV.exp() * logp_NV).sum(-1), rtol=1e-5, atol=1e-5)
-    plain = score_tokens(hidden_NH, Head(policy.head.weight_UH, 59), ids[0, 1:])
+    plain = score_tokens(hidden_NH, Head(policy.head().weight_UH, 59), ids[0, 1:])
     assert (plain.logp_N - expected_N).abs().max() > 0.01
 
 

@@ -33,6 +33,9 @@ ARROWS = {
     "attention": "torch transformers",
     "chunked_loss": "torch divergences head",
     "methods": "torch privileged divergences routing errors",
+    "completions": "torch privileged collate errors methods rollout",
+    "rewards": "evals privileged completions errors",
+    "copies": "torch safetensors transformers errors methods roles",
     "data": "torch privileged errors",
     "vision": "torch transformers",
     "roles": "torch transformers safetensors attention head vision errors",
@@ -40,14 +43,14 @@ ARROWS = {
     "packing": "torch collate vision",
     "rollout": "torch transformers collate packing roles errors",
     "scoring": "torch transformers attention packing roles chunked_loss",
-    "window": "torch chunked_loss collate methods packing roles rollout scoring errors",
+    "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors",
     "callbacks": "torch transformers evals errors",
-    "trainer": "torch transformers config collate callbacks chunked_loss roles rollout scoring window errors",
+    "trainer": "torch transformers config collate callbacks chunked_loss copies roles rollout scoring window errors",
     "config": "omegaconf transformers privileged methods rollout errors",
     "report": "numpy PIL matplotlib jinja2 markupsafe privileged errors",
     "evaluation": "evals privileged data errors",
-    "run": "torch transformers privileged __init__ callbacks collate config data errors evaluation methods roles "
-    "rollout trainer window",
+    "run": "torch transformers privileged __init__ callbacks collate completions config copies data errors evaluation "
+    "methods rewards roles rollout trainer window",
     "demo": "evals privileged config data errors evaluation report roles run",
     "annotate": "PIL matplotlib jinja2 markupsafe numpy omegaconf rich transformers typer "
     "evals privileged collate data errors evaluation report roles",

@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList
 from privileged import build_views, get_builder
 from vlm_dopd.attention import shared_prefix_mask
 from vlm_dopd.collate import Collator, Encoder
+from vlm_dopd.completions import Completions
 from vlm_dopd.methods import find
 from vlm_dopd.packing import pack
 from vlm_dopd.roles import Policy, banned_ids, eos_ids, freeze_vision
@@ -100,7 +101,9 @@ def builder_of(student, teacher, processor, siblings=3):
     engine = HFRollout(policies[0], config, tokenizer.pad_token_id, eos, banned, 0)
     ranks = SimpleNamespace(process_index=0, autocast=lambda: torch.autocast("cpu", enabled=False))
     method = find("dopd")()
-    return policies[0], WindowBuilder(*policies, method, engine, tokenizer.pad_token_id, [*eos, *banned], ranks)
+    by_role = dict(zip(("student", "teacher"), policies, strict=True))
+    completions = Completions(method=method, engine=engine)
+    return policies[0], WindowBuilder(by_role, method, completions, tokenizer.pad_token_id, [*eos, *banned], ranks)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -182,7 +185,7 @@ def test_many_images_are_encoded_in_blocks():
 def test_rollouts_are_those_of_each_prompt_alone(model, processor, batch):
     """Greedy, so that transformers' own `generate` on ids and pixels can say what is right."""
     tokenizer = processor.tokenizer
-    engine = builder_of(model, tiny.vision_model(2), processor)[1].engine
+    engine = builder_of(model, tiny.vision_model(2), processor)[1].completions.engine
     engine.config.top_k, engine.config.max_new_tokens = 1, 12
     from transformers import TopKLogitsWarper
 
@@ -213,7 +216,7 @@ def test_a_prompt_is_computed_once_for_its_siblings(processor, batch, siblings):
     """Tokens that go through the language model: all prompts once, and at most one a sibling and new token."""
     student = tiny.vision_model(1)
     counter = Counter(student)
-    engine = builder_of(student, tiny.vision_model(2), processor, siblings)[1].engine
+    engine = builder_of(student, tiny.vision_model(2), processor, siblings)[1].completions.engine
     engine(batch.groups, 0)
     longest = max(group.plain.id_P.numel() for group in batch.groups)
     prompts = len(batch.groups) * (longest - 1)

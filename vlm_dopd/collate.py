@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from privileged import Sample, View, build_views
 from privileged.builders import Builder
 from privileged.errors import DataError
+from privileged.probes import PROBES, quoted
+from privileged.views import view_with
 
 from .roles import tokenizer_of
 from .vision import EncodedImage
@@ -52,6 +54,10 @@ class Group:
     plain: Prompt
     privileged: Prompt
     has_privilege: bool
+    probes: Mapping[str, Prompt] = field(default_factory=dict)
+    """Further prompts the method asks for, by view: `degraded`, `masked`, `praised`, `blamed`."""
+    sample: Sample | None = None
+    """For methods that need it after the rollout: for rewards, reference completions, prompts that show a response."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +149,12 @@ class Collator:
         max_prompt_tokens: int,
         placement: str = "before_question",
         without_p: str = "fallback_none",
+        probes: Sequence[str] = (),
+        keep_samples: bool = False,
     ) -> None:
         self.encoder, self.builder, self.max_prompt_tokens = encoder, builder, max_prompt_tokens
         self.placement, self.without_p = placement, without_p
+        self.probes, self.keep_samples = probes, keep_samples
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Raises DataError if nothing of the batch is left, or a sample has no p where `without_p` is `error`."""
@@ -172,12 +181,14 @@ class Collator:
         if problem := self._too_long(plain, "plain"):
             logger.warning("sample %s is dropped: %s", sample.id, problem)
             return None, 0
+        probes = {name: self.encoder.encode(view_with(sample, PROBES[name](sample)), seen) for name in self.probes}
+        group = Group(sample.id, plain, plain, False, probes, sample if self.keep_samples else None)
         problem = "it has no p"
         if views.has_privilege:
             privileged = self.encoder.encode(views.privileged, seen)
             problem = self._too_long(privileged, "privileged")
             if not problem:
-                return Group(sample.id, plain, privileged, has_privilege=True), views.left_out
+                return replace(group, privileged=privileged, has_privilege=True), views.left_out
         if self.without_p == "error":
             raise DataError(f"sample {sample.id}: data.without_p=error: {problem}")
         if self.without_p == "drop":
@@ -185,7 +196,18 @@ class Collator:
             return None, 0
         if views.has_privilege:
             logger.warning("sample %s is trained without p: %s", sample.id, problem)
-        return Group(sample.id, plain, plain, has_privilege=False), 0
+        return group, 0
+
+    def quoting(self, group: Group, text: str, header: str) -> Prompt:
+        """The plain prompt of `group` with `text` under `header`; the plain prompt itself if that is over budget."""
+        assert group.sample is not None
+        seen = {id(pixels): image for pixels, image in zip(group.sample.images, group.plain.images, strict=True)}
+        view = view_with(group.sample, quoted(text, header), self.placement)
+        prompt = self.encoder.encode(view, seen)
+        if problem := self._too_long(prompt, "quoting"):
+            logger.warning("sample %s: %s; the plain prompt takes its place", group.sample_id, problem)
+            return group.plain
+        return prompt
 
     def _too_long(self, prompt: Prompt, view: str) -> str:
         """What is wrong with a prompt that is over budget; nothing for one that fits."""

@@ -40,6 +40,8 @@ FIXED = {
 class ModelConfig:
     student: str = ""
     teacher: str = ""
+    teacher_base: str | None = None
+    """What the teacher was before its own training, for methods that compare it with that."""
     teacher_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The student's weights are float32 always: steps of 5e-6 vanish in bfloat16. `train.bf16` is its autocast."""
     freeze_vision: bool = True

@@ -13,15 +13,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Head:
-    """logits = c · tanh(scale · h·Wᵀ / c), or without the cap: scale · h·Wᵀ. Padded rows have no logits."""
+    """logits = c · tanh(scale · h·Wᵀ / c) / temperature, or without the cap scale · h·Wᵀ / temperature.
+
+    Padded rows have no logits.
+    """
 
     weight_UH: Tensor
     """Tied to the embedding or not."""
     vocab_size: int
     scale: float = 1.0
-    """`logit_scale` of Cohere's models, 1 / `logits_scaling` of Granite's; 1 / temperature of a method."""
+    """`logit_scale` of Cohere's models, 1 / `logits_scaling` of Granite's."""
     softcap: float | None = None
     """c, `final_logit_softcapping` of Gemma's models."""
+    temperature: float = 1.0
+    """Of a method's loss."""
 
     @property
     def weight_VH(self) -> Tensor:
@@ -42,6 +47,8 @@ class Head:
             out_nV.mul_(self.scale)
         if self.softcap is not None:
             out_nV.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.temperature != 1:
+            out_nV.div_(self.temperature)
 
     def product_gradient(self, grad_nV: Tensor, logp_nV: Tensor, log_total_n1: Tensor) -> None:
         """Turns the gradient of the logits into that of h·Wᵀ, in place.
@@ -49,6 +56,7 @@ class Head:
         The logits are `logp_nV`, which is spent, + `log_total_n1`: their logarithmic softmax and its denominator's.
         """
         if self.softcap is not None:
-            grad_nV.mul_(logp_nV.add_(log_total_n1).div_(self.softcap).square_().neg_().add_(1))
-        if self.scale != 1:
-            grad_nV.mul_(self.scale)
+            logp_nV.add_(log_total_n1).mul_(self.temperature / self.softcap)
+            grad_nV.mul_(logp_nV.square_().neg_().add_(1))
+        if self.scale != self.temperature:
+            grad_nV.mul_(self.scale / self.temperature)

@@ -32,11 +32,13 @@ class Policy:
     vocab_size: int
     attention: Attention = "auto"
     """Of shared-prefix rows: FlexAttention where there is a CUDA device and SDPA elsewhere, or always one of them."""
+    sees_with: Policy | None = None
+    """Whose features of images these are too: of a copy that shares a frozen tower with what it is a copy of."""
 
     @cached_property
     def vision(self) -> VisionOnce:
         """The features of the images this model has seen in the present window."""
-        return VisionOnce(self.model)
+        return VisionOnce(self.model) if self.sees_with is None else self.sees_with.vision
 
     @property
     def device(self) -> torch.device:
@@ -47,8 +49,7 @@ class Policy:
         """Whether shared-prefix rows get a block mask."""
         return self.attention == "flex" or (self.attention == "auto" and self.device.type == "cuda")
 
-    @property
-    def head(self) -> Head:
+    def head(self, temperature: float = 1.0) -> Head:
         """The LM head with its gradient, gathered from all ranks if they hold a shard each (FSDP2)."""
         config = self.model.config.get_text_config()
         weight_UH = self.model.get_output_embeddings().weight
@@ -60,6 +61,7 @@ class Policy:
             self.vocab_size,
             scale=getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
+            temperature=temperature,
         )
 
 

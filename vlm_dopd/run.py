@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +23,18 @@ from typing import Any
 from transformers import set_seed
 
 from privileged import get_builder
+from privileged.probes import PROBES
 
-from . import __version__
+from . import __version__, rewards
 from .callbacks import MetricsFile, StopOnNonFiniteGradient
 from .collate import Collator, Encoder
+from .completions import HEADERS, Completions, ReferenceColumn
 from .config import RunConfig, save_config
+from .copies import StudentCopies
 from .data import SampleDataset
 from .errors import ConfigError
 from .evaluation import ask, headline, items
+from .methods import Method
 from .roles import (
     Policy,
     banned_ids,
@@ -40,6 +45,7 @@ from .roles import (
     load_processor,
     tokenizer_of,
 )
+from .rollout import Engine
 from .rollout.hf import HFRollout
 from .trainer import DopdTrainer
 from .window import WindowBuilder
@@ -72,46 +78,101 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     processor = load_processor(config.model.student, config.model.allow_download)
-    check_pair(processor, load_processor(config.model.teacher, config.model.allow_download))
+    student, frozen = _load_policies(config, processor, args.device)
+    method = config.build_method()
+    copies = StudentCopies(student, method)
+    for copied in copies.policies.values():
+        copied.model.to(args.device)
+    policies = {"student": student, **frozen, **copies.policies}
+    if missing := {role.weights for role in method.roles} - set(policies):
+        raise ConfigError(f"model.{missing.pop()}: expected a model, method {config.method['name']} scores with it")
+    collator = _collator(config, method, Encoder(processor, student.model))
     tokenizer = tokenizer_of(processor)
-    load = partial(load_policy, allow_download=config.model.allow_download, attention=config.model.attention)
-    student = load(config.model.student, tokenizer)
-    teacher = load(config.model.teacher, tokenizer, config.model.teacher_dtype)
-    teacher.model.requires_grad_(False).eval().to(args.device)
-    logger.info("attention of scoring and training passes: %s", _attention(config, teacher))
-    if config.model.freeze_vision:
-        frozen = freeze_vision(student.model)
-        logger.info("vision tower frozen: %d parameters", frozen)
-    if config.rollout.temperature != 1:
-        logger.warning("rollouts at temperature %s; scores and losses at temperature 1", config.rollout.temperature)
-    builder = get_builder(config.data.builder, **config.data.builder_options)
-    pad, eos, banned = tokenizer.pad_token_id, eos_ids(student.model, tokenizer), banned_ids(student.model, tokenizer)
-    engine = HFRollout(student, config.rollout, pad, eos, banned, args.seed)
+    special = [*eos_ids(student.model, tokenizer), *banned_ids(student.model, tokenizer)]
+    completions = _completions(config, method, policies, collator, args.seed)
 
     def build_window(ranks: Any) -> WindowBuilder:
-        special = [*eos, *banned]
-        method, budget = config.build_method(), config.data.max_pass_tokens
-        return WindowBuilder(student, teacher, method, engine, pad, special, ranks, budget)
+        pad, budget = tokenizer.pad_token_id, config.data.max_pass_tokens
+        return WindowBuilder(policies, method, completions, pad, special, ranks, budget, copies.state)
 
     policy = config.build_image_policy()
     eval_data = SampleDataset(config.data.eval, config.data.eval_limit, policy) if config.data.eval else None
     return DopdTrainer(
         student=student,
         build_window=build_window,
+        copies=copies,
         evaluate_student=_evaluator(config, student, processor, eval_data) if eval_data else None,
         args=args,
         train_dataset=SampleDataset(config.data.train, policy=policy),
         eval_dataset=eval_data,
-        data_collator=Collator(
-            Encoder(processor, student.model),
-            builder,
-            config.data.max_prompt_tokens,
-            config.data.placement,
-            config.data.without_p,
-        ),
+        data_collator=collator,
         processing_class=processor,
         callbacks=[MetricsFile(Path(config.output_dir) / "metrics.jsonl"), StopOnNonFiniteGradient()],
     )
+
+
+def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Policy, dict[str, Policy]]:
+    """The student, and by role the models that never change."""
+    names = {"teacher": config.model.teacher, "teacher_base": config.model.teacher_base}
+    wanted = {role: path for role, path in names.items() if path is not None}
+    load = partial(load_policy, allow_download=config.model.allow_download, attention=config.model.attention)
+    for path in wanted.values():
+        check_pair(processor, load_processor(path, config.model.allow_download))
+    tokenizer = tokenizer_of(processor)
+    student = load(config.model.student, tokenizer)
+    if config.model.freeze_vision:
+        logger.info("vision tower frozen: %d parameters", freeze_vision(student.model))
+    frozen = {role: load(path, tokenizer, config.model.teacher_dtype) for role, path in wanted.items()}
+    for policy in frozen.values():
+        policy.model.requires_grad_(False).eval().to(device)
+    logger.info("attention of scoring and training passes: %s", _attention(config, frozen["teacher"]))
+    return student, frozen
+
+
+def _collator(config: RunConfig, method: Method, encoder: Encoder) -> Collator:
+    views = {role.view for role in method.roles}
+    return Collator(
+        encoder,
+        get_builder(config.data.builder, **config.data.builder_options),
+        config.data.max_prompt_tokens,
+        config.data.placement,
+        config.data.without_p,
+        probes=sorted(views & set(PROBES)),
+        keep_samples=method.needs_reward or _wants_references(method) or bool(views & set(HEADERS)),
+    )
+
+
+def _completions(
+    config: RunConfig, method: Method, policies: dict[str, Policy], collator: Collator, seed: int
+) -> Completions:
+    student, teacher = policies["student"], policies["teacher"]
+    tokenizer = tokenizer_of(collator.encoder.processor)
+    pad, eos, banned = tokenizer.pad_token_id, eos_ids(student.model, tokenizer), banned_ids(student.model, tokenizer)
+    if config.rollout.temperature != 1:
+        logger.warning("rollouts at temperature %s; scores and losses at temperature 1", config.rollout.temperature)
+    references: Engine | None = None
+    if _wants_references(method):
+        one = replace(config.rollout, siblings=1)
+        references = (
+            HFRollout(teacher, one, pad, eos, banned, seed)
+            if config.rollout.reference == "teacher"
+            else ReferenceColumn(
+                config.rollout.reference, tokenizer, tokenizer.eos_token_id, config.rollout.max_new_tokens
+            )
+        )
+    return Completions(
+        method=method,
+        engine=HFRollout(student, config.rollout, pad, eos, banned, seed, method.rollout_view),
+        references=references,
+        collator=collator,
+        tokenizer=tokenizer,
+        reward=rewards.find(config.rollout.reward) if method.needs_reward else None,
+        seed=seed,
+    )
+
+
+def _wants_references(method: Method) -> bool:
+    return method.references or method.own_share < 1
 
 
 def _attention(config: RunConfig, policy: Policy) -> str:

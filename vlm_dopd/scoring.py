@@ -28,7 +28,7 @@ def score(policy: Policy, passes: Sequence[Packed]) -> Scored:
         policy.model.train(was_training)
     order_N = torch.cat([packed.place_N for packed in passes]).argsort().to(policy.device)
     token_N = torch.cat([packed.token_N for packed in passes]).to(policy.device)
-    return score_tokens(torch.cat(hidden)[order_N], policy.head, token_N[order_N])
+    return score_tokens(torch.cat(hidden)[order_N], policy.head(), token_N[order_N])
 
 
 def _hidden(policy: Policy, packed: Packed) -> Tensor:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from .callbacks import Progress
 from .chunked_loss import LossOutput, routed_loss
+from .copies import StudentCopies
 from .errors import TrainingError
 from .roles import Policy
 from .scoring import student_hidden
@@ -37,6 +39,7 @@ class DopdTrainer(Trainer):
         *,
         student: Policy,
         build_window: Callable[[Any], WindowBuilder],
+        copies: StudentCopies,
         evaluate_student: Callable[[], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -47,7 +50,8 @@ class DopdTrainer(Trainer):
             self.add_callback(Progress())
         # Left to itself, Trainer guesses from forward's signature; guessing wrong divides the loss twice.
         self.model_accepts_loss_kwargs = True
-        self.student, self.evaluate_student = student, evaluate_student
+        self.student, self.copies, self.evaluate_student = student, copies, evaluate_student
+        self.add_callback(copies)
         self.window_builder = build_window(self.accelerator)
         self._sums: dict[str, tuple[float, float]] = {}
 
@@ -56,7 +60,8 @@ class DopdTrainer(Trainer):
     ) -> tuple[list[dict[str, tuple[TrainingBatch, ...]]], int]:
         """The next window: `num_batches` micro-batches, and the denominator of their summed loss over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        window: Window = self.window_builder.build(batches, self.state.global_step)
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        window: Window = self.window_builder.build(batches, self.state.global_step, progress)
         for name, value in window.figures.items():
             self._add(name, value, 1)
         return [{"passes": passes} for passes in window.batches], window.denominator
@@ -85,7 +90,8 @@ class DopdTrainer(Trainer):
         began = time.perf_counter()
         batch: TrainingBatch = inputs["batch"]
         hidden_NH = student_hidden(model, self.student, batch.packed)
-        output = routed_loss(hidden_NH, self.student.head, batch.packed.token_N, batch.terms)
+        head = self.student.head(self.window_builder.method.temperature)
+        output = routed_loss(hidden_NH, head, batch.packed.token_N, batch.terms)
         if not torch.isfinite(output.total):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: expected a finite loss, got {output.total.item()}; weights are "
@@ -97,9 +103,8 @@ class DopdTrainer(Trainer):
 
     def _record(self, batch: TrainingBatch, output: LossOutput, seconds: float) -> None:
         active_RN = torch.stack([term.weight_N != 0 for term in batch.terms])
-        components = self.window_builder.method.components
-        for component, value_N, active_N in zip(components, output.divergence_RN, active_RN, strict=True):
-            self._add(f"loss/{component.name}", value_N[active_N].sum().item(), active_N.sum().item())
+        for name, value_N, active_N in zip(batch.names, output.divergence_RN, active_RN, strict=True):
+            self._add(f"loss/{name}", value_N[active_N].sum().item(), active_N.sum().item())
         any_N = active_RN.any(0)
         self._add("entropy/student", output.entropy_N[any_N].sum().item(), any_N.sum().item())
         self._add("time/loss", seconds, 1)
@@ -118,6 +123,17 @@ class DopdTrainer(Trainer):
             if count:
                 means[name] = total / count
         super().log({**logs, **means}, start_time)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The last but one of a checkpoint's parts, so that one with a `trainer_state.json` has all of them."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.copies.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.copies.load(Path(checkpoint))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out figures, logged as `eval/...`."""

@@ -3,28 +3,31 @@
 A window is all groups of one optimiser step: every accumulation micro-batch of every rank. Routing statistics and the
 loss's denominator are the window's, so neither depends on how it was split.
 
-Shape letters: N response tokens of a micro-batch (of the window in `WindowScores`), R loss components.
+Shape letters: N response tokens and M responses of a micro-batch (of the window in `WindowScores`), R loss components.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .chunked_loss import Scored, Term
-from .collate import Batch
+from .chunked_loss import Scored, Term, compare_tokens
+from .collate import Batch, Prompt
+from .completions import Completions
 from .errors import TrainingError
-from .methods import Method, Role, WindowScores
+from .methods import Method, Role, View, WindowScores
+from .methods._responses import Responses
 from .packing import Packed, pack
 from .roles import Policy
-from .rollout import Engine, Response
+from .rollout import Response
 from .scoring import score
 
 logger = logging.getLogger(__name__)
@@ -43,9 +46,11 @@ class TrainingBatch:
     """What one forward pass with gradient needs."""
 
     packed: Packed
-    """Rows of the plain view."""
+    """Rows of one view."""
     terms: tuple[Term, ...]
-    """One a component of the method. Weights hold 1/|y| if the reduction is a mean over sequences."""
+    """Weights hold 1/|y| if the reduction is a mean over sequences."""
+    names: tuple[str, ...]
+    """The component of each term."""
 
 
 @dataclass(frozen=True)
@@ -62,52 +67,54 @@ class Window:
 class _Scores:
     """One micro-batch between scoring and routing."""
 
-    plain: list[Packed]
+    packed: dict[View, list[Packed]]
     by_role: dict[Role, Scored]
-    token_N: Tensor
+    statistic_N: dict[str, Tensor]
+    responses: Responses
     has_privilege_N: Tensor
-    length_N: Tensor
-    """Length of the response that the token belongs to."""
 
 
 class WindowBuilder:
-    """Builds windows for one run: holds the policies, the method and the rollout engine."""
+    """Builds windows for one run: holds the policies (by `Role.weights`), the method and what gives the responses."""
 
     def __init__(
         self,
-        student: Policy,
-        teacher: Policy,
+        policies: Mapping[str, Policy],
         method: Method,
-        engine: Engine,
+        completions: Completions,
         pad_id: int,
         special_ids: Sequence[int],
         ranks: Ranks,
         max_tokens: int | None = None,
+        state: dict[str, float] | None = None,
     ) -> None:
-        self.policies = {"student": student, "teacher": teacher}
-        self.method, self.engine, self.pad_id, self.ranks = method, engine, pad_id, ranks
-        self.max_tokens, self._unwarned = max_tokens, True
+        self.policies, self.method, self.completions = policies, method, completions
+        self.pad_id, self.ranks, self.max_tokens = pad_id, ranks, max_tokens
+        self.state = {} if state is None else state
         self.special_ids = torch.tensor(sorted(special_ids))
+        self._unwarned = True
 
-    def build(self, batches: Sequence[Batch], step: int) -> Window:
-        """One window from this rank's micro-batches."""
+    def build(self, batches: Sequence[Batch], step: int, progress: float = 0.0) -> Window:
+        """One window from this rank's micro-batches. `progress`: share of the steps that are done."""
         began = time.perf_counter()
         for policy in self.policies.values():
             policy.vision.forget()
         with self.ranks.autocast():
-            responses = [self.engine(batch.groups, step) for batch in batches]
+            responses = [self.completions(batch, step) for batch in batches]
             rolled_out = time.perf_counter()
             scores = [self._score(*pair) for pair in zip(batches, responses, strict=True)]
-        weight_RN, figures = self._route(scores)
+        weight_RN, figures = self._route(scores, progress)
         figures |= self._count(batches, responses)
         self._warn_without_p(batches)
         figures |= {"time/rollout": rolled_out - began, "time/score": time.perf_counter() - rolled_out}
-        passes = [packed for s in scores for packed in s.plain]
-        figures["data/padding"] = sum(p.padding for p in passes) / sum(p.inputs["input_ids"].numel() for p in passes)
-        mine_RN = weight_RN.split([s.token_N.numel() for s in scores], dim=1)
+        mine_RN = weight_RN.split([s.has_privilege_N.numel() for s in scores], dim=1)
         training = tuple(self._training_batches(s, w) for s, w in zip(scores, mine_RN, strict=True))
-        counted = "rollout/sequences" if self.method.reduction == "seq_mean" else "rollout/tokens"
-        return Window(training, int(figures[counted]), figures)
+        passes = [batch.packed for passes in training for batch in passes]
+        tokens = sum(packed.inputs["input_ids"].numel() for packed in passes)
+        figures["data/padding"] = sum(packed.padding for packed in passes) / max(tokens, 1)
+        counted = {"seq_mean": "rollout/sequences", "token_mean": "rollout/tokens"}
+        denominator = int(figures[counted[self.method.reduction]]) if self.method.reduction in counted else 1
+        return Window(training, denominator, figures)
 
     def _warn_without_p(self, batches: Sequence[Batch]) -> None:
         """Once: a builder that finds nothing in the data is a mistake more often than a wish."""
@@ -121,36 +128,49 @@ class WindowBuilder:
                 len(groups),
             )
 
-    def _score(self, batch: Batch, responses: list[list[Response]]) -> _Scores:
-        ids = [[response.id_T for response in siblings] for siblings in responses]
-        views = {view for _, view in self.method.roles} | {"plain"}
-        packed = {
-            view: pack([getattr(g, view) for g in batch.groups], ids, self.pad_id, self.max_tokens)
-            for view in sorted(views)
-        }
+    def _score(self, batch: Batch, siblings: list[list[Response]]) -> _Scores:
+        views = {role.view for role in self.method.roles} | {c.student_view for c in self.method.components}
+        ids = [response.id_T for own in siblings for response in own]
+        packed = {view: self._pack(self.completions.prompts(batch, siblings, view), ids) for view in sorted(views)}
         by_role = {role: score(self.policies[role.weights], packed[role.view]) for role in self.method.roles}
-        flat = [response for siblings in ids for response in siblings]
-        length = torch.tensor([response.numel() for response in flat])
-        privilege = torch.tensor([g.has_privilege for g, own in zip(batch.groups, ids, strict=True) for _ in own])
+        responses = responses_of(siblings)
+        privilege_M = torch.tensor(
+            [g.has_privilege for g, own in zip(batch.groups, siblings, strict=True) for _ in own]
+        )
         return _Scores(
-            plain=packed["plain"],
+            packed=packed,
             by_role=by_role,
-            token_N=torch.cat(flat),
-            has_privilege_N=privilege.repeat_interleave(length),
-            length_N=length.repeat_interleave(length),
+            statistic_N=self._statistics(by_role, responses.token_N),
+            responses=responses,
+            has_privilege_N=privilege_M[responses.response_N],
         )
 
-    def _route(self, scores: Sequence[_Scores]) -> tuple[Tensor, dict[str, float]]:
+    def _pack(self, prompts: Sequence[Prompt], ids: Sequence[Tensor]) -> list[Packed]:
+        """Responses in a row with the same prompt share it."""
+        runs = [list(run) for _, run in groupby(zip(prompts, ids, strict=True), key=lambda pair: id(pair[0]))]
+        responses = [[id_T for _, id_T in run] for run in runs]
+        return pack([run[0][0] for run in runs], responses, self.pad_id, self.max_tokens)
+
+    def _statistics(self, by_role: Mapping[Role, Scored], token_N: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        pairs = dict.fromkeys((statistic.first, statistic.second) for statistic in self.method.statistics)
+        for pair in pairs:
+            asked = [s for s in self.method.statistics if (s.first, s.second) == pair]
+            first, second = (by_role[role] for role in pair)
+            values = compare_tokens(first, second, token_N.to(first.logp_N.device), [s.function for s in asked])
+            found |= {s.name: value_N.cpu() for s, value_N in zip(asked, values, strict=True)}
+        return found
+
+    def _route(self, scores: Sequence[_Scores], progress: float) -> tuple[Tensor, dict[str, float]]:
         """The method's weights of this rank's tokens, [R, N], decided on the tokens of all ranks."""
-        columns: dict[Any, Tensor] = {
-            "has_privilege": torch.cat([s.has_privilege_N for s in scores]),
-            "ordinary": ~torch.cat([torch.isin(s.token_N, self.special_ids) for s in scores]),
-        }
-        for role in self.method.roles:
-            columns[role, "logp"] = torch.cat([s.by_role[role].logp_N for s in scores]).cpu()
-            columns[role, "entropy"] = torch.cat([s.by_role[role].entropy_N for s in scores]).cpu()
-        ranks = gather_object(columns)
-        merged = {name: torch.cat([rank[name] for rank in ranks]) for name in columns}
+        mine: list[dict[Any, Tensor]] = []
+        for s in scores:
+            columns: dict[Any, Tensor] = {(role, "logp"): scored.logp_N.cpu() for role, scored in s.by_role.items()}
+            columns |= {(role, "entropy"): scored.entropy_N.cpu() for role, scored in s.by_role.items()}
+            mine.append(columns | s.statistic_N | {"has_privilege": s.has_privilege_N})
+        ranks = gather_object((mine, [s.responses for s in scores]))
+        parts = [columns for rank, _ in ranks for columns in rank]
+        merged = {name: torch.cat([columns[name] for columns in parts]) for name in parts[0]}
         for role in self.method.roles:  # a NaN compares as False everywhere and would be routed in silence
             bad = int((~torch.isfinite(merged[role, "logp"])).sum())
             if bad:
@@ -158,22 +178,28 @@ class WindowBuilder:
                     f"{role.weights} in the {role.view} view: expected finite log-probabilities, got {bad} of "
                     f"{merged[role, 'logp'].numel()} that are not; check its weights and dtype"
                 )
+        responses = Responses.joined([one for _, rank in ranks for one in rank])
         weight_RN, figures = self.method.weights(
             WindowScores(
                 logp_N={role: merged[role, "logp"] for role in self.method.roles},
                 entropy_N={role: merged[role, "entropy"] for role in self.method.roles},
                 has_privilege_N=merged["has_privilege"],
-                ordinary_N=merged["ordinary"],
+                ordinary_N=~torch.isin(responses.token_N, self.special_ids),
+                responses=responses,
+                statistic_N={s.name: merged[s.name] for s in self.method.statistics},
+                progress=progress,
+                state=self.state,
             )
         )
         for role in self.method.roles:
             entropy = merged[role, "entropy"].mean().item() if merged[role, "entropy"].numel() else 0.0
             figures[f"entropy/{role.weights}_{role.view}"] = entropy
-        mine = slice(*_span([rank["ordinary"].numel() for rank in ranks], self.ranks.process_index))
-        return weight_RN[:, mine], figures
+        sizes = [sum(columns["has_privilege"].numel() for columns in rank) for rank, _ in ranks]
+        return weight_RN[:, slice(*_span(sizes, self.ranks.process_index))], figures
 
     def _count(self, batches: Sequence[Batch], responses: list[list[list[Response]]]) -> dict[str, float]:
         flat = [response for batch in responses for siblings in batch for response in siblings if len(response.id_T)]
+        rewarded = [response.reward for response in flat if response.reward == response.reward]
         mine = torch.tensor(
             [
                 len(flat),
@@ -182,9 +208,14 @@ class WindowBuilder:
                 sum(batch.dropped for batch in batches),
                 sum(batch.without_privilege for batch in batches),
                 sum(batch.left_out for batch in batches),
-            ]
+                sum(rewarded),
+                len(rewarded),
+            ],
+            dtype=torch.float64,
         )
-        sequences, tokens, truncated, dropped, without, left_out = torch.stack(gather_object(mine)).sum(0).tolist()
+        sequences, tokens, truncated, dropped, without, left_out, reward, judged = (
+            torch.stack(gather_object(mine)).sum(0).tolist()
+        )
         return {
             "rollout/sequences": sequences,
             "rollout/tokens": tokens,
@@ -193,29 +224,56 @@ class WindowBuilder:
             "data/dropped": dropped,
             "data/without_privilege": without,
             "data/left_out": left_out,
-        }
+        } | ({"rollout/reward": reward / judged} if judged else {})
 
     def _training_batches(self, scores: _Scores, weight_RN: Tensor) -> tuple[TrainingBatch, ...]:
         if self.method.reduction == "seq_mean":
-            weight_RN = weight_RN / scores.length_N
-        device = self.policies["student"].device
-        targets = {component.target for component in self.method.components}
+            weight_RN = weight_RN / scores.responses.length_M[scores.responses.response_N]
+        components = self.method.components
         batches = []
-        for packed in scores.plain:
-            # One object a role: the loss forms the logits of a target once for all terms that share it.
-            by_role = {role: _at(scores.by_role[role], packed.place_N) for role in targets}
-            terms = tuple(
-                Term(component.divergence, weight_N.to(device), by_role[component.target])
-                for component, weight_N in zip(self.method.components, weight_RN[:, packed.place_N], strict=True)
-            )
-            batches.append(TrainingBatch(packed.to(device), terms))
+        for view in dict.fromkeys(component.student_view for component in components):
+            asked = [r for r, component in enumerate(components) if component.student_view == view]
+            for packed in scores.packed[view]:
+                terms = self._terms(scores, weight_RN[:, packed.place_N], packed.place_N, asked)
+                names = tuple(components[r].name for r in asked)
+                batches.append(TrainingBatch(packed.to(self.policies["student"].device), terms, names))
         return tuple(batches)
 
+    def _terms(self, scores: _Scores, weight_Rn: Tensor, place_n: Tensor, asked: Sequence[int]) -> tuple[Term, ...]:
+        """Of the components `asked` for, on the tokens at `place_n` of the micro-batch."""
+        device = self.policies["student"].device
+        components = [self.method.components[r] for r in asked]
+        # One object a role: the loss forms the logits of a target once for all terms that share it.
+        targets = {
+            c.target: _at(scores.by_role[c.target], place_n, self.method.temperature) for c in components if c.target
+        }
+        return tuple(
+            Term(component.divergence, weight_Rn[r].to(device), targets[component.target] if component.target else None)
+            for r, component in zip(asked, components, strict=True)
+        )
 
-def _at(scored: Scored, place_N: Tensor) -> Scored:
-    """The scores of some of the tokens."""
+
+def responses_of(siblings: Sequence[Sequence[Response]]) -> Responses:
+    """The responses of one micro-batch, group by group."""
+    flat = [response for own in siblings for response in own]
+    length_M = torch.tensor([response.id_T.numel() for response in flat])
+    unknown = [torch.full((n,), float("nan")) for n in length_M.tolist()]
+    return Responses(
+        token_N=torch.cat([response.id_T for response in flat]),
+        response_N=torch.arange(len(flat)).repeat_interleave(length_M),
+        group_M=torch.arange(len(siblings)).repeat_interleave(torch.tensor([len(own) for own in siblings])),
+        reward_M=torch.tensor([response.reward for response in flat]),
+        truncated_M=torch.tensor([response.truncated for response in flat]),
+        reference_M=torch.tensor([response.reference for response in flat]),
+        rollout_logp_N=torch.cat([nan if r.logp_T is None else r.logp_T for r, nan in zip(flat, unknown, strict=True)]),
+    )
+
+
+def _at(scored: Scored, place_N: Tensor, temperature: float) -> Scored:
+    """The scores of some of the tokens, their logits at the temperature of the loss."""
     place_N = place_N.to(scored.logp_N.device)
-    return Scored(scored.hidden_NH[place_N], scored.head, scored.logp_N[place_N], scored.entropy_N[place_N])
+    head = replace(scored.head, temperature=temperature)
+    return Scored(scored.hidden_NH[place_N], head, scored.logp_N[place_N], scored.entropy_N[place_N])
 
 
 def gather_object(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from privileged import Sample, View, build_views
 from privileged.builders import Builder
+from tests.windows import responses_of
 from vlm_dopd.methods import Method, WindowScores
 
 
@@ -85,6 +86,8 @@ class PlainStep:
                 entropy_N={role: target.entropy_N for role, target in targets.items()},
                 has_privilege_N=has_p_B.repeat_interleave(lengths),
                 ordinary_N=~torch.isin(token_N, torch.tensor(self.special_ids)),
+                responses=replace(responses_of([[len(r) for r in own] for own in responses]), token_N=token_N),
+                statistic_N={},
             )
         )
         per_sequence = self.method.reduction == "seq_mean"

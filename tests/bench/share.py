@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
@@ -43,7 +43,8 @@ class Clock(TrainerCallback):
         self.seconds: list[dict[str, float]] = []
         self.flops: dict[str, float] = {}
         builder = trainer.window_builder
-        builder.engine = self.phase("rollout", builder.engine)
+        engine = self.phase("rollout", builder.completions.engine)
+        builder.completions = replace(builder.completions, engine=engine)
         builder._score = self.phase("score", builder._score)
         trainer.training_step = self.phase("training", trainer.training_step)
         self.counter: FlopCounterMode | None = None

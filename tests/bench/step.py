@@ -86,8 +86,9 @@ def build_ours(spec: Spec) -> Any:
 
 def ours(spec: Spec, child: Child) -> None:
     trainer = build_ours(spec)
-    counted = Counted(trainer.window_builder.engine, spec.uneven)
-    trainer.window_builder.engine = counted
+    completions = trainer.window_builder.completions
+    counted = Counted(completions.engine, spec.uneven)
+    trainer.window_builder.completions = replace(completions, engine=counted)
     models = [policy.model for policy in trainer.window_builder.policies.values()]
     for model in models:
         model.base_model.register_forward_pre_hook(counted.passes, with_kwargs=True)

@@ -8,7 +8,7 @@ same file is found through the entry-point group `vlm_dopd.methods`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
@@ -94,6 +94,8 @@ class WindowScores:
     """By `Statistic.name`."""
     progress: float = 0.0
     """Share of the training steps that are done."""
+    state: dict[str, float] = field(default_factory=dict)
+    """Numbers that a method keeps from one window to the next; they are saved with checkpoints."""
 
 
 class Method:

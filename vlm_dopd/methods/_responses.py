@@ -5,6 +5,7 @@ Shape letters: N response tokens, M responses, both in the flat order of `Window
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,18 @@ class Responses:
     """bool: a reference completion, not a response of the student's own."""
     rollout_logp_N: Tensor
     """float: log-probability under the policy that sampled, nats; NaN where the engine does not say."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Responses]) -> Responses:
+        """Micro-batches and ranks one after the other: responses and groups are counted on."""
+        columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__}
+        responses, groups, response_N, group_M = 0, 0, [], []
+        for part in parts:
+            response_N.append(part.response_N + responses)
+            group_M.append(part.group_M + groups)
+            responses += part.group_M.numel()
+            groups += int(part.group_M.max()) + 1 if part.group_M.numel() else 0
+        return cls(**columns | {"response_N": torch.cat(response_N), "group_M": torch.cat(group_M)})
 
     @property
     def length_M(self) -> Tensor:

@@ -13,6 +13,8 @@
 
 The loss is the plain student's in every regime. Rows without p have no gap: they get vanilla OPD at strength 1 and stay
 out of the statistics (the paper's own ablation, Table 8, shows that DOPD without p falls below vanilla OPD).
+
+What is our reading of it: OPEN. Its ablations are the settings of `_ablations.py`.
 """
 
 from __future__ import annotations
@@ -23,13 +25,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..divergences import Closure, Divergence
-from ..routing import Regime, gaps, route, thresholds
-from . import STUDENT_PRIVILEGED, TEACHER_PRIVILEGED, Component, Method, Role, WindowScores
+from ..divergences import Closure, Divergence, Owner
+from ..routing import Regime, Thresholds, gaps, quantile, route, thresholds
+from . import STUDENT_PRIVILEGED, TEACHER_PRIVILEGED, Component, Role, WindowScores
+from ._ablations import Ablations, draws, shuffled
+
+OPEN = (
+    "the paper does not say how its thresholds are trimmed and averaged (trim, trim_on, trim_mode, stat_mean), nor "
+    "whose top K it is and what becomes of the rest (owner, closure)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DOPD(Method):
+class DOPD(Ablations):
     beta_light: float = 0.6
     """β_l, strength of LH and HS (section 4.1 of the paper)."""
     beta_weak: float = 0.3
@@ -38,11 +46,14 @@ class DOPD(Method):
     """Support of the top-K reverse KL (section 4.1)."""
     closure: Closure = "tail"
     """What becomes of the mass outside the top K. The paper does not say; the tail's bin keeps it in sight."""
+    owner: Owner = "student"
+    """Whose top K: the reverse KL is an expectation under the student."""
     trim: float = 0.05
     """Share of largest gaps left out of the mean gap (section 3)."""
     reduction: Literal["seq_mean", "token_mean"] = "seq_mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.beta_light, self.beta_weak) < 0:
             raise ValueError(f"beta_light and beta_weak: expected 0 or more, got {self.beta_light}, {self.beta_weak}")
         if not 0 <= self.trim < 1:
@@ -55,33 +66,68 @@ class DOPD(Method):
     @property
     def components(self) -> tuple[Component, ...]:
         """One a regime, in the order of `Regime`."""
-        topk = Divergence(kind="rkl", support="topk", closure=self.closure, k=self.k)
+        topk = Divergence(kind="rkl", support="topk", closure=self.closure, k=self.k, owner=self.owner)
         js = Divergence(kind="js", support="full")
         return (
-            Component("LH", TEACHER_PRIVILEGED, topk),
-            Component("LL", STUDENT_PRIVILEGED, topk),
-            Component("HT", TEACHER_PRIVILEGED, js),
-            Component("HS", STUDENT_PRIVILEGED, topk),
+            self.ablated(Component("LH", TEACHER_PRIVILEGED, topk), topk),
+            self.ablated(Component("LL", STUDENT_PRIVILEGED, topk), topk),
+            self.ablated(Component("HT", TEACHER_PRIVILEGED, js), topk),
+            self.ablated(Component("HS", STUDENT_PRIVILEGED, topk), topk),
             # Without p the privileged view is the plain one, so this target is the teacher on the plain prompt.
             Component("NP", TEACHER_PRIVILEGED, topk),
         )
 
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """One a regime."""
+        return (
+            self.ablated_strength("LH", self.beta_light),
+            self.ablated_strength("LL", self.beta_weak),
+            self.ablated_strength("HT", 1.0),
+            self.ablated_strength("HS", self.beta_light),
+            1.0,
+        )
+
     def weights(self, scores: WindowScores) -> tuple[Tensor, dict[str, float]]:
+        gap_N, routed_N = self._gap(scores), self._routed(scores)
+        at = self._thresholds(scores, gap_N, routed_N & scores.ordinary_N)
+        member_RN = self._members(scores, gap_N, routed_N, at)
+        if self.route == "random":
+            member_RN = shuffled(member_RN, routed_N, draws(scores, self.seed, 2))
+        strength_R = torch.tensor(self.strengths, device=gap_N.device)
+        return member_RN * strength_R.unsqueeze(-1), self._figures(scores, member_RN, gap_N)
+
+    def _routed(self, scores: WindowScores) -> Tensor:
+        return scores.has_privilege_N | self.route_without_p
+
+    def _gap(self, scores: WindowScores) -> Tensor:
+        return gaps(scores.logp_N[STUDENT_PRIVILEGED].double(), scores.logp_N[TEACHER_PRIVILEGED].double())
+
+    def _thresholds(self, scores: WindowScores, gap_N: Tensor, counted_N: Tensor) -> Thresholds:
+        by_response = self.stat_mean == "response"
+        return thresholds(
+            scores.logp_N[STUDENT_PRIVILEGED][counted_N],
+            scores.logp_N[TEACHER_PRIVILEGED][counted_N],
+            self.trim,
+            gap_N=gap_N[counted_N],
+            trim_all=self.trim_on == "all",
+            winsor=self.trim_mode == "winsor",
+            response_N=scores.responses.response_N[counted_N] if by_response else None,
+        )
+
+    def _members(self, scores: WindowScores, gap_N: Tensor, routed_N: Tensor, at: Thresholds) -> Tensor:
+        """Which regime each token is in, [R, N]."""
         student_N, teacher_N = scores.logp_N[STUDENT_PRIVILEGED], scores.logp_N[TEACHER_PRIVILEGED]
-        counted_N = scores.has_privilege_N & scores.ordinary_N
-        at = thresholds(student_N[counted_N], teacher_N[counted_N], self.trim)
-        regime_N = route(student_N, teacher_N, scores.has_privilege_N, at)
-        strength_R = torch.tensor([self.beta_light, self.beta_weak, 1.0, self.beta_light, 1.0], device=regime_N.device)
-        member_RN = regime_N == torch.arange(len(Regime), device=regime_N.device).unsqueeze(-1)
-        return member_RN * strength_R.unsqueeze(-1), self._figures(scores, member_RN, gaps(student_N, teacher_N))
+        regime_N = route(student_N, teacher_N, routed_N, at, gap_N)
+        return regime_N == torch.arange(len(Regime), device=regime_N.device).unsqueeze(-1)
 
     def _figures(self, scores: WindowScores, member_RN: Tensor, gap_N: Tensor) -> dict[str, float]:
         share_R = (member_RN.sum(-1) / max(member_RN.shape[1], 1)).tolist()
         figures = {f"share/{regime.name}": share_R[regime] for regime in Regime}
-        gap_N = gap_N[scores.has_privilege_N].float()
+        gap_N = gap_N[self._routed(scores)]
         if gap_N.numel():
-            levels = torch.quantile(gap_N, gap_N.new_tensor([0.5, 0.95])).tolist()
-            figures |= {"gap/mean": gap_N.mean().item(), "gap/p50": levels[0], "gap/p95": levels[1]}
+            figures["gap/mean"] = gap_N.mean().item()
+            figures |= {"gap/p50": quantile(gap_N, 0.5), "gap/p95": quantile(gap_N, 0.95)}
         return figures
 
 

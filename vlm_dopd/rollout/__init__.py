@@ -21,6 +21,11 @@ class Response:
     """Sampled ids, the end-of-sequence id included where there is one."""
     truncated: bool
     """The budget of new tokens ended it, not the student."""
+    reference: bool = False
+    """A reference completion, not the student's own."""
+    reward: float = float("nan")
+    logp_T: Tensor | None = None
+    """Log-probabilities under the weights that sampled it, where the engine says and they may be others than these."""
 
 
 class Engine(Protocol):

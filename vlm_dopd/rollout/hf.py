@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class RolloutConfig:
     """Of sampling. Scores and losses are always taken at temperature 1."""
     top_p: float = 1.0
     top_k: int = 0
+    reference: str = "teacher"
+    """Reference completions, for methods that train on them: written by the teacher, or this column of the data."""
+    reward: str = "answer"
+    """For methods that need rewards: 1 if the final answer is the reference answer, or `package.module:function`."""
     batch_size: int = 64
     """Sequences generated together, at least the siblings of one prompt: a matter of memory, not of results."""
 
@@ -46,9 +51,17 @@ class HFRollout:
     """The engine. `banned` ids and padded vocabulary rows get no probability."""
 
     def __init__(
-        self, policy: Policy, config: RolloutConfig, pad_id: int, eos: list[int], banned: list[int], seed: int
+        self,
+        policy: Policy,
+        config: RolloutConfig,
+        pad_id: int,
+        eos: list[int],
+        banned: list[int],
+        seed: int,
+        view: Literal["plain", "privileged"] = "plain",
     ) -> None:
         self.policy, self.config, self.pad_id, self.eos, self.seed = policy, config, pad_id, eos, seed
+        self.view = view
         self.filters = LogitsProcessorList([_Ban(banned, policy.vocab_size)])
         if config.temperature != 1:
             self.filters.append(TemperatureLogitsWarper(config.temperature))
@@ -59,7 +72,7 @@ class HFRollout:
 
     def __call__(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
         # Prompts of similar length together: neighbours need little padding.
-        order = sorted(range(len(groups)), key=lambda i: groups[i].plain.id_P.numel())
+        order = sorted(range(len(groups)), key=lambda i: getattr(groups[i], self.view).id_P.numel())
         prompts = max(1, self.config.batch_size // self.config.siblings)
         was_training = self.policy.model.training
         self.policy.model.eval()
@@ -76,7 +89,7 @@ class HFRollout:
     @torch.no_grad()
     def _generate(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
         model, siblings = self.policy.model, self.config.siblings
-        prompts = [group.plain for group in groups]
+        prompts = [getattr(group, self.view) for group in groups]
         id_BP, mask_BP, position_CBP = (t.to(self.policy.device) for t in left_pad(prompts, self.pad_id))
         cache = DynamicCache(config=model.config)
         if id_BP.shape[1] > 1:  # the last token stays for `generate`, which needs something to begin with

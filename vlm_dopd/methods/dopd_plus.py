@@ -1,0 +1,164 @@
+"""DOPD (arXiv 2606.30626) with our answers to its weak points, each a switch; with all of them off it is `dopd`.
+
+| switch | delta from DOPD | why |
+|---|---|---|
+| gap: js | A = JS_½(S⁺, T⁺) over the vocabulary | one sampled log-ratio is noisy and ruled by unlikely draws |
+| gap: difference | A = abs((ℓ_T⁺ − ℓ_T) − (ℓ_S⁺ − ℓ_S)) | what p is worth to one but not to the other, the plain gap apart |
+| gap_quantile | Ā is a quantile of A | the mean drifts with the student and with outliers |
+| confidence_quantile | q̄_S + q̄_T is one of q_S + q_T | the same |
+| threshold_rate | thresholds are averaged over windows | the same, for small windows |
+| softness | shares of all four regimes | target, loss and strength jump at a threshold |
+| guard | HS becomes HT where T⁺ is certain | a sampled mistake has q_S > q_T and a large gap by construction, so the
+  student would be anchored to its own mistake |
+| self_teacher | S⁺ as a target is the ema or initial student | a live one moves with what it teaches |
+| match_scales | JS counts four times | near S = T it is a quarter of the reverse KL |
+| cap | bounds each vocabulary entry's term | tokens of style dominate |
+
+ℓ is the log-probability of the sampled token, without ⁺ on the plain prompt. All of them leave alone who is surer of a
+token (q_T ≥ q_S) and the vanilla loss of rows without p. T⁺ is certain where its entropy is below the window's median.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..divergences import Divergence
+from ..routing import Regime, Thresholds, gaps, quantile, soft_route
+from . import (
+    STUDENT_PLAIN,
+    STUDENT_PRIVILEGED,
+    TEACHER_PLAIN,
+    TEACHER_PRIVILEGED,
+    Component,
+    Role,
+    Statistic,
+    WindowScores,
+)
+from ._shared import mean
+from .dopd import DOPD
+
+OPEN = "none of the switches is the paper's; which of them help, and at which values, is for your own runs to say"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DOPDPlus(DOPD):
+    gap: Literal["log_ratio", "js", "difference"] = "log_ratio"
+    """`js` costs a pass over both vocabularies, `difference` two more scored roles."""
+    gap_quantile: float | None = None
+    """0.75 puts the quarter of the tokens with the largest gaps into HT and HS."""
+    confidence_quantile: float | None = None
+    threshold_rate: float = 1.0
+    """Weight of the present window in the thresholds; 1 is no memory."""
+    softness: float = 0.0
+    """Nats over which a regime fades into its neighbour; 0 is a hard border."""
+    guard: bool = False
+    self_teacher: Literal["student", "ema", "initial"] = "student"
+    """Whose weights S⁺ has as a target. The gap stays the live student's, so a copy costs one more scored role."""
+    ema_rate: float = 0.05
+    """Of `self_teacher: ema` (SDPO and Vision-OPD)."""
+    match_scales: bool = False
+    cap: float | None = None
+    """OPSD has 0.05, in nats."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gap_quantile", "confidence_quantile"):
+            level = getattr(self, name)
+            if level is not None and not 0 <= level <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, or null for the paper's mean, got {level}")
+        for name in ("threshold_rate", "ema_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a rate above 0 and at most 1, got {getattr(self, name)}")
+        if not 0 <= self.softness < float("inf"):
+            raise ValueError(f"softness: expected 0 (a hard border) or more nats, got {self.softness}")
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        plain = (STUDENT_PLAIN, TEACHER_PLAIN) if self.gap == "difference" else ()
+        return tuple(dict.fromkeys((*super().roles, self._self_target, *plain)))
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        js = Divergence(kind="js", support="full")
+        return (Statistic("gap", STUDENT_PRIVILEGED, TEACHER_PRIVILEGED, js),) if self.gap == "js" else ()
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        *routed, vanilla = super().components
+        return (*map(self._improved, routed), vanilla)
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        kinds = (component.divergence.kind for component in self.components)
+        factors = (4.0 if self.match_scales and kind == "js" else 1.0 for kind in kinds)
+        return tuple(strength * factor for strength, factor in zip(super().strengths, factors, strict=True))
+
+    @property
+    def _self_target(self) -> Role:
+        return Role(self.self_teacher, "privileged")
+
+    def _improved(self, component: Component) -> Component:
+        if component.target == STUDENT_PRIVILEGED:
+            component = replace(component, target=self._self_target)
+        if self.cap is not None:
+            component = replace(component, divergence=replace(component.divergence, cap=self.cap))
+        return component
+
+    def _gap(self, scores: WindowScores) -> Tensor:
+        if self.gap == "js":
+            return scores.statistic_N["gap"].detach().clamp(min=0)  # rounding may leave it just below
+        if self.gap == "difference":
+            worth = [
+                scores.logp_N[privileged].double() - scores.logp_N[plain].double()
+                for privileged, plain in ((STUDENT_PRIVILEGED, STUDENT_PLAIN), (TEACHER_PRIVILEGED, TEACHER_PLAIN))
+            ]
+            return gaps(*worth)
+        return super()._gap(scores)
+
+    def _thresholds(self, scores: WindowScores, gap_N: Tensor, counted_N: Tensor) -> Thresholds:
+        at = super()._thresholds(scores, gap_N, counted_N)
+        if not counted_N.any():
+            return at
+        if self.gap_quantile is not None:
+            at = replace(at, gap=quantile(gap_N[counted_N], self.gap_quantile))
+        if self.confidence_quantile is not None:
+            q = (scores.logp_N[role].double().exp() for role in (STUDENT_PRIVILEGED, TEACHER_PRIVILEGED))
+            at = replace(at, confidence=quantile(sum(q, torch.zeros(()))[counted_N], self.confidence_quantile))
+        if self.threshold_rate == 1:
+            return at
+        for name, now in (("gap", at.gap), ("confidence", at.confidence)):
+            before = scores.state.get(f"threshold/{name}", now)
+            scores.state[f"threshold/{name}"] = before + self.threshold_rate * (now - before)
+        return Thresholds(gap=scores.state["threshold/gap"], confidence=scores.state["threshold/confidence"])
+
+    def _members(self, scores: WindowScores, gap_N: Tensor, routed_N: Tensor, at: Thresholds) -> Tensor:
+        if self.softness:
+            student_N, teacher_N = scores.logp_N[STUDENT_PRIVILEGED], scores.logp_N[TEACHER_PRIVILEGED]
+            member_RN = soft_route(student_N, teacher_N, routed_N, at, self.softness, gap_N).float()
+        else:
+            member_RN = super()._members(scores, gap_N, routed_N, at)
+        if self.guard:
+            certain_N = self._certain(scores)
+            moved_N = member_RN[Regime.HS].where(certain_N, 0)
+            member_RN[Regime.HT] += moved_N
+            member_RN[Regime.HS] -= moved_N
+        return member_RN
+
+    def _certain(self, scores: WindowScores) -> Tensor:
+        """Where the entropy of T⁺ is below its median over the window."""
+        entropy_N = scores.entropy_N[TEACHER_PRIVILEGED].double()
+        return entropy_N < quantile(entropy_N[self._routed(scores) & scores.ordinary_N], 0.5)
+
+    def _figures(self, scores: WindowScores, member_RN: Tensor, gap_N: Tensor) -> dict[str, float]:
+        """Also how often T⁺ is certain where the gap is high and the student surer: those tokens the guard would move."""
+        surer_N = scores.logp_N[STUDENT_PRIVILEGED] > scores.logp_N[TEACHER_PRIVILEGED]
+        anchored_N = (member_RN[Regime.HT] + member_RN[Regime.HS]) * surer_N
+        figures = super()._figures(scores, member_RN, gap_N)
+        return figures | {"guard/certain_share_of_HS": mean(self._certain(scores).float(), anchored_N.float())}
+
+
+METHOD = DOPDPlus
