@@ -29,3 +29,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory):
     from tests import tiny
 
     return tiny.save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def text_pair(tmp_path_factory: pytest.TempPathFactory):
+    """The same of text-only models."""
+    from tests import tiny
+
+    return tiny.save_text_pair(tmp_path_factory.mktemp("text_pair"))

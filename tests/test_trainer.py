@@ -195,16 +195,11 @@ def test_a_builder_that_finds_nothing_is_told_once(pair, tmp_path, caplog):
     assert caplog.text.count("no sample of this window has p") == 1
 
 
-def test_text_only_samples_train_with_the_same_command(pair, tmp_path):
+def test_text_only_samples_train_with_the_same_command(pair, text_pair, tmp_path):
     """Hints as p, no image anywhere; the vision-language pair and a text-only Qwen3 pair alike."""
     text = {"data.train": tiny.TEXT, "data.builder": "hints"}
     after = finished(settings(pair, tmp_path / "vl", **text))
     assert largest_difference(after, load_file(pair[0] / "model.safetensors")) > 1e-3
-    tokenizer = tiny.processor().tokenizer
-    for name, model in (("student", tiny.text_model(1)), ("teacher", tiny.text_model(2, hidden=48))):
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    text_pair = (tmp_path / "student", tmp_path / "teacher")
     after = finished(settings(text_pair, tmp_path / "text", **text))
     assert largest_difference(after, load_file(text_pair[0] / "model.safetensors")) > 1e-3
     assert read_metrics(tmp_path / "text" / "run" / "metrics.jsonl")[0]["share/NP"] == 0

@@ -76,6 +76,14 @@ def save_pair(folder: Path) -> tuple[Path, Path]:
     return folder / "student", folder / "teacher"
 
 
+def save_text_pair(folder: Path) -> tuple[Path, Path]:
+    """The same of text-only Qwen3, with tokenizers."""
+    for name, model in (("student", text_model(1)), ("teacher", text_model(2, hidden=48))):
+        model.save_pretrained(folder / name)
+        processor().tokenizer.save_pretrained(folder / name)
+    return folder / "student", folder / "teacher"
+
+
 def scenes(count: int) -> list[Sample]:
     data = SampleDataset(SCENES, limit=count)
     return [data[i] for i in range(count)]

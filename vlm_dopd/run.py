@@ -13,6 +13,7 @@ import logging
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -80,6 +81,8 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     processor = load_processor(config.model.student, config.model.allow_download)
     student, frozen = _load_policies(config, processor, args.device)
     method = config.build_method()
+    if note := getattr(sys.modules[type(method).__module__], "OPEN", None):
+        logger.warning("%s", note)
     copies = StudentCopies(student, method)
     for copied in copies.policies.values():
         copied.model.to(args.device)

@@ -1,0 +1,98 @@
+"""Every method through the real trainer on the random pair.
+
+What is locked: 1) a step moves the student and nothing else, with a finite loss, also without p and without images;
+2) it does not depend on how the window is split; 3) copies of the student that move are resumed with; 4) methods that
+need what a configuration lacks say so.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import tiny
+from tests.test_trainer import finished, largest_difference, settings
+from vlm_dopd import methods, run
+from vlm_dopd.callbacks import read_metrics
+from vlm_dopd.errors import ConfigError
+
+every_method = pytest.mark.parametrize("name", methods.available())
+SPLIT = {"train.per_device_train_batch_size": 2, "train.gradient_accumulation_steps": 2}
+
+
+def method_settings(pair, folder, name, **overrides):
+    """One step of `name`, with rewards that some responses earn."""
+    options = {"method.name": name, "rollout.max_new_tokens": 6, "rollout.reward": "tests.rewarding:by_length"}
+    return settings(pair, folder, **options | overrides)
+
+
+@every_method
+def test_a_step_is_the_windows_however_it_is_split(pair, tmp_path, name):
+    """4×1 = 2×2: weights after one step of size 1 are minus the gradient. The frozen tower stays."""
+    whole = finished(method_settings(pair, tmp_path / "whole", name))
+    split = finished(method_settings(pair, tmp_path / "split", name, **SPLIT))
+    start = load_file(pair[0] / "model.safetensors")
+    moved = {key for key in start if not torch.equal(start[key], whole[key])}
+    assert moved and not any("visual" in key for key in moved)
+    scale = max((whole[key] - start[key]).abs().max().item() for key in start)
+    assert largest_difference(whole, split) < 1e-5 * max(scale, 1)
+    for folder in ("whole", "split"):
+        logged = read_metrics(tmp_path / folder / "run" / "metrics.jsonl")[0]
+        assert math.isfinite(logged["loss"])
+        components = {f"loss/{component.name}" for component in methods.find(name)().components}
+        assert components & set(logged), "at least one component has tokens"
+
+
+@every_method
+def test_text_only_and_without_p(text_pair, tmp_path, name):
+    """The same code where there is no image and no p: a finite loss, and no error."""
+    options = {"data.train": str(tiny.TEXT), "data.builder": "none"}
+    config = method_settings(text_pair, tmp_path, name, **options)
+    finished(config)
+    assert math.isfinite(read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["loss"])
+
+
+@pytest.mark.parametrize("name", ["sdft", "dapd"])
+def test_copies_are_resumed_with(pair, tmp_path, name):
+    """Four steps in one go, and two steps twice: the moving average and the snapshot go on where they were."""
+    steps = {"train.max_steps": 4, "train.learning_rate": 0.05, "train.save_strategy": "steps", "train.save_steps": 2}
+    if name == "dapd":
+        steps["method.snapshot_steps"] = 1
+    else:
+        steps["method.ema_rate"] = 0.5
+    whole = finished(method_settings(pair, tmp_path / "whole", name, **steps))
+    config = method_settings(pair, tmp_path / "cut", name, **steps)
+    trainer = run.build_trainer(config)
+    trainer.train()
+    checkpoint = tmp_path / "cut" / "run" / "checkpoint-2"
+    moving = {"sdft": "ema", "dapd": "snapshot"}[name]
+    assert (checkpoint / f"{moving}.safetensors").exists()
+    again = run.build_trainer(config)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    resumed = {key: value for key, value in again.model.state_dict().items() if key in whole}
+    assert largest_difference({key: whole[key] for key in resumed}, resumed) == 0
+
+
+def test_copies_share_what_is_not_trained(pair):
+    """A copy costs the trained weights only; the tower and its features are the student's."""
+    from vlm_dopd.copies import copy_of
+    from vlm_dopd.roles import Policy, freeze_vision
+
+    student = Policy(tiny.vision_model(0), 261)
+    freeze_vision(student.model)
+    copied = copy_of(student)
+    pairs = list(zip(student.model.named_parameters(), copied.model.named_parameters(), strict=True))
+    assert all((mine is other) == name.startswith("model.visual") for (name, mine), (_, other) in pairs)
+    assert copied.vision is student.vision
+    assert copied.model.get_output_embeddings().weight is copied.model.get_input_embeddings().weight
+
+
+def test_what_a_method_lacks_is_named(pair, tmp_path):
+    """A reward that does not exist, and a third model that is not given."""
+    with pytest.raises(ConfigError, match=r"rollout\.reward: expected 'answer' or package\.module:function, got 'nope'"):
+        run.build_trainer(method_settings(pair, tmp_path / "a", "uni_opd", **{"rollout.reward": "nope"}))
+    with pytest.raises(ConfigError, match=r"model\.teacher_base: expected a model, method exopd scores with it"):
+        run.build_trainer(method_settings(pair, tmp_path / "b", "exopd", **{"method.reference": "teacher_base"}))
