@@ -7,6 +7,7 @@ response that follows, and `quoted` shows a text. They differ from the plain pro
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -70,7 +71,7 @@ def _blurred(image: Image.Image) -> Image.Image:
 def _masked(image: Image.Image, key: str) -> Image.Image:
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
     corners = [(x, y) for y in range(0, image.height, SQUARE) for x in range(0, image.width, SQUARE)]
-    chosen = np.random.default_rng(seed).permutation(len(corners))[: round(len(corners) * MASKED)]
+    chosen = np.random.default_rng(seed).permutation(len(corners))[: math.ceil(len(corners) * MASKED)]
     painted = image.copy()
     for x, y in (corners[i] for i in chosen):
         painted.paste(GREY, (x, y, min(x + SQUARE, image.width), min(y + SQUARE, image.height)))

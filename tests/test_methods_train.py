@@ -92,7 +92,7 @@ def test_copies_share_what_is_not_trained(pair):
 
 def test_what_a_method_lacks_is_named(pair, tmp_path):
     """A reward that does not exist, and a third model that is not given."""
-    with pytest.raises(ConfigError, match=r"rollout\.reward: expected 'answer' or package\.module:function, got 'nope'"):
+    with pytest.raises(ConfigError, match="rollout.reward: expected 'answer' or package"):  # noqa: RUF043
         run.build_trainer(method_settings(pair, tmp_path / "a", "uni_opd", **{"rollout.reward": "nope"}))
     with pytest.raises(ConfigError, match=r"model\.teacher_base: expected a model, method exopd scores with it"):
         run.build_trainer(method_settings(pair, tmp_path / "b", "exopd", **{"method.reference": "teacher_base"}))
