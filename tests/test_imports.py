@@ -46,7 +46,7 @@ ARROWS = {
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors",
     "callbacks": "torch transformers evals errors",
     "trainer": "torch transformers config collate callbacks chunked_loss copies roles rollout scoring window errors",
-    "config": "omegaconf transformers privileged methods rollout errors",
+    "config": "omegaconf torch transformers privileged methods rollout errors",
     "report": "numpy PIL matplotlib jinja2 markupsafe privileged errors",
     "evaluation": "evals privileged data errors",
     "run": "torch transformers privileged __init__ callbacks collate completions config copies data errors evaluation "

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from privileged.audit import audit_row
 from privileged.builders import discloses
 from privileged.readers import write_example
 from privileged.records import SCHEMA
+from tests.test_trainer import finished, settings
+from vlm_dopd import methods
+from vlm_dopd.callbacks import read_metrics
 from vlm_dopd.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +101,6 @@ def test_every_sub_command_and_option_exists(text):
 def test_every_builder_and_method_is_named(text):
     """A user learns what there is to choose from."""
     from privileged import available
-    from vlm_dopd import methods
 
     missing = [name for name in [*available(), *methods.available()] if not re.search(rf"\b{name}\b", text)]
     assert not missing, f"README.md does not name: {missing}"
@@ -123,6 +126,22 @@ def test_the_builder_of_the_readme_works(text, tmp_path):
     assert audit_row(row, "s", tmp_path, builder=module["BUILDER"]())["error"] is None
     assert discloses(module["BUILDER"]()) == "derivable"
     assert "In the picture: red 7" in views.privileged.messages[0]["content"][0]["text"]
+
+
+def test_the_method_of_the_readme_works(text, tmp_path, pair):
+    """A reader who copies it has a method: at most 25 lines, found by its file's name, and it trains."""
+    block = python_block(text, "METHOD")
+    assert len(block.splitlines()) <= 25
+    (tmp_path / "surest.py").write_text(block)
+    folders = methods.__path__
+    folders.append(str(tmp_path))
+    try:
+        finished(settings(pair, tmp_path / "run", **{"method.name": "surest", "method.share": 0.25}))
+    finally:
+        folders.remove(str(tmp_path))
+        sys.modules.pop("vlm_dopd.methods.surest", None)
+    logged = read_metrics(tmp_path / "run" / "run" / "metrics.jsonl")[0]
+    assert 0.2 < logged["share/kept"] < 0.35 and logged["loss/sure"] > 0
 
 
 def test_the_reader_lines_of_the_readme_work(text, tmp_path, monkeypatch, capsys):

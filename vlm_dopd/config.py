@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import HfArgumentParser, TrainingArguments
@@ -55,12 +56,16 @@ class ModelConfig:
 class DataConfig:
     train: str = ""
     eval: str | None = None
+    train_kinds: list[str] | None = None
+    """Train on rows of these kinds only; the held-out file stays whole."""
     builder: str = "boxes"
     builder_options: dict[str, Any] = field(default_factory=dict)
     placement: Literal["before_question", "after_question", "system"] = "before_question"
     """Where the section with p stands in the privileged prompt."""
     without_p: Literal["fallback_none", "drop", "error"] = "fallback_none"
     """What becomes of a sample without p, or with more of it than fits: vanilla OPD, left out, or an end of the run."""
+    shuffle_p: bool = False
+    """A control: in training every row has the record of another one."""
     max_prompt_tokens: int = 4096
     max_pass_tokens: int = 16384
     """Tokens of one forward pass of scoring or training, unless a single prompt with its responses has more."""
@@ -87,7 +92,7 @@ class RunConfig:
         name = options.pop("name", None)
         if name is None:
             raise ConfigError(f"method.name: expected a method, got nothing; known: {', '.join(methods.available())}")
-        method = _typed(methods.find(name), options, "method.")
+        method = typed(methods.find(name), options, "method.")
         try:
             _ = method.components
         except ValueError as error:  # a divergence that does not exist
@@ -132,7 +137,9 @@ class RunConfig:
                 raise ConfigError(f"train: {reason}") from None
 
     def _training_words(self) -> tuple[HfArgumentParser, list[str]]:
-        defaults = {"report_to": "none", "disable_tqdm": not sys.stderr.isatty()}
+        # Workers prepare the next windows while a GPU is busy; on a CPU they would take what the models need.
+        workers = 2 if torch.cuda.is_available() else 0
+        defaults = {"report_to": "none", "disable_tqdm": not sys.stderr.isatty(), "dataloader_num_workers": workers}
         settings = {**defaults, **self.train, "output_dir": self.output_dir}
         settings |= {"remove_unused_columns": False, "logging_nan_inf_filter": False}
         settings |= {"average_tokens_across_devices": False}
@@ -145,6 +152,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
     Raises ConfigError with one line for a missing file, an unknown key, a wrong type or an impossible combination.
     """
+    config = typed(RunConfig, read_settings(path, overrides), "")
+    check(config)
+    return config
+
+
+def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The file's mapping with the overrides applied, not yet checked. Raises ConfigError."""
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such config file")
     if bad := [word for word in overrides or [] if "=" not in word or word.startswith(("-", "="))]:
@@ -153,16 +167,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
             raise ConfigError(f"{path}: expected a mapping of settings at the top level, got a list or a word")
-        values: Any = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or [])))
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
+        return cast(dict[str, Any], OmegaConf.to_container(merged))
     except ConfigError:
         raise
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from None
     except Exception as error:  # yaml raises its own family, with a mark of line and column
         raise ConfigError(f"{path}: expected YAML, got: {_one_line(error)}") from None
-    config = _typed(RunConfig, values, "")
-    check(config)
-    return config
 
 
 def check(config: RunConfig) -> None:
@@ -211,8 +223,8 @@ def save_config(config: RunConfig, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(OmegaConf.create({**asdict(config), "method": method})), encoding="utf-8")
 
 
-def _typed(cls: type, values: dict[str, Any], prefix: str) -> Any:
-    """`values` as an instance of dataclass `cls`, names and types checked by OmegaConf."""
+def typed(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    """`values` as an instance of dataclass `cls`, names and types checked by OmegaConf. Raises ConfigError."""
     schema = OmegaConf.structured(cls)
     _check_sections(schema, values, prefix)
     try:

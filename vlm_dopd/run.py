@@ -82,7 +82,7 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     student, frozen = _load_policies(config, processor, args.device)
     method = config.build_method()
     if note := getattr(sys.modules[type(method).__module__], "OPEN", None):
-        logger.warning("%s", note)
+        logger.info("%s", note)
     copies = StudentCopies(student, method)
     for copied in copies.policies.values():
         copied.model.to(args.device)
@@ -106,7 +106,9 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         copies=copies,
         evaluate_student=_evaluator(config, student, processor, eval_data) if eval_data else None,
         args=args,
-        train_dataset=SampleDataset(config.data.train, policy=policy),
+        train_dataset=SampleDataset(
+            config.data.train, policy=policy, kinds=config.data.train_kinds, shuffle_p=config.data.shuffle_p
+        ),
         eval_dataset=eval_data,
         data_collator=collator,
         processing_class=processor,
