@@ -277,3 +277,63 @@ def test_the_image_policy_reaches_the_loader(tmp_path):
     assert SampleDataset(path)[0].images[0].size == (16, 12)
     with pytest.raises(DataError, match=r"row 0: image 'a\.png'.*16x12"):
         SampleDataset(path, policy=ImagePolicy(min_side=13))[0]
+
+
+def test_only_rows_of_some_kinds(tmp_path):
+    """In the file's order, with the row numbers of the file in ids and errors; an unknown kind is named."""
+    rows = [{"question": f"q{i}", "kind": k} for i, k in enumerate(["sum", "count", "sum", None])]
+    path = jsonl(tmp_path, *rows, {"question": "", "kind": "sum"})
+    data = SampleDataset(path, kinds=["sum"])
+    assert [data[i].question for i in range(2)] == ["q0", "q2"]
+    assert (len(data), data[1].id, data.kind(1)) == (3, "data-2", "sum")
+    assert len(SampleDataset(path, limit=1, kinds=["sum", "count"])) == 1
+    with pytest.raises(DataError, match=r"data.jsonl row 4: .*question"):
+        data[2]
+    with pytest.raises(IndexError):
+        data[3]
+    with pytest.raises(ConfigError, match=r"rows of kind 'summ'; did you mean 'sum'\?"):
+        SampleDataset(path, kinds=["count", "summ"])
+
+
+def test_shuffled_records(tmp_path):
+    """Everyone has another one's record, each record one new owner, the same at every call; the rest stays."""
+    records = [
+        RECORD | {"sample_id": f"s{i}", "regions": [RECORD["regions"][0] | {"label": f"l{i}"}]} for i in range(9)
+    ]
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [{"question": f"q{i}", "privileged": json.dumps(r), "images": ["a.png"]} for i, r in enumerate(records)]
+    path = jsonl(tmp_path, *rows)
+    own, shuffled = SampleDataset(path), SampleDataset(path, shuffle_p=True)
+    assert [s.id for s in shuffled] == [s.id for s in own] == [f"s{i}" for i in range(9)]
+    assert [s.question for s in shuffled] == [s.question for s in own]
+    labels = [sample.privileged.regions[0].label for sample in shuffled]
+    assert sorted(labels) == [f"l{i}" for i in range(9)]
+    assert all(label != f"l{i}" for i, label in enumerate(labels))
+    assert labels == [s.privileged.regions[0].label for s in SampleDataset(path, shuffle_p=True)]
+    with pytest.raises(ConfigError, match="shuffle_p: expected at least two rows"):
+        SampleDataset(path, limit=1, shuffle_p=True)
+
+
+def test_a_shuffled_record_fits_the_images_of_its_new_owner(tmp_path):
+    """Places keep their share of the picture; those on an image that the new owner lacks go; rows may lack p."""
+    for name, size in (("wide", (40, 20)), ("small", (10, 10))):
+        (tmp_path / f"{name}.png").write_bytes(png(size))
+    marked = {
+        "label": "cup",
+        "box": [20, 5, 40, 20],
+        "polygon": [[20, 5], [40, 20], [20, 20]],
+        "points": {"a": [30, 10]},
+    }
+    second = {"label": "cat", "box": [0, 0, 4, 4], "image": 1}
+    size = {"path": "wide.png", "width": 40, "height": 20}
+    record = RECORD | {"sample_id": "w", "regions": [marked, second], "images": [size, {"path": "small.png"}]}
+    path = jsonl(
+        tmp_path,
+        {"question": "q", "privileged": json.dumps(record), "images": ["wide.png", "small.png"]},
+        {"question": "q", "images": ["small.png"]},
+    )
+    wide, small = SampleDataset(path, shuffle_p=True)
+    assert wide.privileged is None
+    (region,) = small.privileged.regions
+    assert (region.label, region.box, region.points) == ("cup", (5, 2.5, 10, 10), {"a": (7.5, 5)})
+    assert region.polygon == ((5, 2.5), (10, 10), (5, 10))
