@@ -4,85 +4,98 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import tiny, windows
 from vlm_dopd import methods
+from vlm_dopd.config import RunConfig, load_config, save_config
 from vlm_dopd.divergences import Divergence
 from vlm_dopd.errors import ConfigError
-from vlm_dopd.methods import STUDENT_PRIVILEGED, TEACHER_PLAIN, TEACHER_PRIVILEGED, Component, Role, WindowScores
+from vlm_dopd.methods import STUDENT_PRIVILEGED, TEACHER_PLAIN, TEACHER_PRIVILEGED, Component, Role, View
 from vlm_dopd.methods.dopd import DOPD
 from vlm_dopd.methods.opd import OPD
 from vlm_dopd.routing import Regime
 
+REST = [
+    f"model.student={tiny.ASSETS / 'student'}",
+    f"model.teacher={tiny.ASSETS / 'teacher'}",
+    f"data.train={tiny.TEXT}",
+]
 every_method = pytest.mark.parametrize("name", methods.available())
 
 
-def window(roles, count, seed=0, privileged=None, ordinary=None, dtype=torch.float32):
-    """Random scores of `count` tokens under each role; two thirds of the rows have p, nine tenths are ordinary."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def flags(share):
-        return torch.rand(count, generator=generator) < share
-
-    return WindowScores(
-        logp_N={role: -4 * torch.rand(count, generator=generator, dtype=dtype) for role in roles},
-        entropy_N={role: 3 * torch.rand(count, generator=generator, dtype=dtype) for role in roles},
-        has_privilege_N=flags(0.67) if privileged is None else torch.as_tensor(privileged, dtype=torch.bool),
-        ordinary_N=flags(0.9) if ordinary is None else torch.as_tensor(ordinary, dtype=torch.bool),
-    )
+def window(method, count, seed=0, privileged=None, ordinary=None):
+    """A random window of `count` tokens: groups of up to three responses, of up to seven tokens."""
+    lengths = [7] * (count // 7) + [count % 7]
+    scores = windows.window(method, [lengths[i : i + 3] for i in range(0, len(lengths), 3)], seed)
+    given = {"has_privilege_N": privileged, "ordinary_N": ordinary}
+    flags = {name: torch.as_tensor(value, dtype=torch.bool) for name, value in given.items() if value is not None}
+    return dataclasses.replace(scores, **flags)
 
 
 def dopd_window(q_s, q_t, privileged=None, ordinary=None):
     """A window whose sampled tokens have these probabilities under S⁺ and T⁺."""
     count = len(q_s)
-    scores = window((), count, privileged=privileged or [True] * count, ordinary=ordinary or [True] * count)
+    scores = window(DOPD(), count, privileged=privileged or [True] * count, ordinary=ordinary or [True] * count)
     logp = {STUDENT_PRIVILEGED: torch.tensor(q_s).log(), TEACHER_PRIVILEGED: torch.tensor(q_t).log()}
-    return dataclasses.replace(scores, logp_N=logp, entropy_N={role: torch.ones(count) for role in logp})
+    return dataclasses.replace(scores, logp_N=logp)
 
 
 # Every method
 
 
 @every_method
-def test_options_round_trip(name):
-    """A method is rebuilt from its own fields, as a saved configuration does, and cannot change afterwards."""
+def test_options_round_trip(name, tmp_path):
+    """A method is rebuilt from its own fields and from a saved configuration, and cannot change afterwards."""
     method = methods.find(name)()
     assert type(method)(**dataclasses.asdict(method)) == method
-    changed = dataclasses.replace(method, reduction="token_mean")
-    assert type(method)(**dataclasses.asdict(changed)) == changed != method
+    config = RunConfig(method={"name": name})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", REST).build_method() == method
     with pytest.raises(dataclasses.FrozenInstanceError):
-        method.reduction = "token_mean"
+        method.reduction = "other"
 
 
 @every_method
 def test_roles_and_components_fit_together(name):
-    """Roles are distinct, every target is a role that gets scored, names are distinct, divergences are valid."""
+    """Roles are distinct, every target is a role that gets scored, names are distinct, divergences are valid.
+
+    Gradient flows where it is declared and nowhere else: one view of the student a component, and a target or none.
+    """
     method = methods.find(name)()
-    assert len(set(method.roles)) == len(method.roles) > 0
+    assert len(set(method.roles)) == len(method.roles)
     assert all(isinstance(role, Role) for role in method.roles)
-    assert {component.target for component in method.components} <= set(method.roles)
+    assert {component.target for component in method.components} <= {None, *method.roles}
+    assert all((c.target is None) != c.divergence.has_target for c in method.components)
+    assert all(role in method.roles for s in method.statistics for role in (s.first, s.second))
+    assert {c.student_view for c in method.components} <= set(get_args(View))
     assert len({component.name for component in method.components}) == len(method.components) > 0
     assert all(isinstance(component.divergence, Divergence) for component in method.components)
-    assert method.components == method.components and method.reduction in ("seq_mean", "token_mean")
+    assert method.components == method.components and method.reduction in ("seq_mean", "token_mean", "sum")
 
 
 @every_method
 @pytest.mark.parametrize("count", [0, 1, 7, 60])
 @pytest.mark.parametrize("privileged", [None, True, False], ids=["mixed", "all p", "no p"])
 def test_weights_have_one_row_a_component_and_no_gradient(name, count, privileged):
-    """[R, N], floating, finite, not negative, detached from scores that have a gradient; figures are finite floats."""
+    """[R, N], floating, finite, detached from scores that have a gradient; figures are finite floats.
+
+    Only an advantage, the weight of a loss without target, may be negative: else a token is pushed off its target.
+    """
     method = methods.find(name)()
-    scores = window(method.roles, count, privileged=None if privileged is None else [privileged] * count)
+    scores = window(method, count, privileged=None if privileged is None else [privileged] * count)
     for score_N in (*scores.logp_N.values(), *scores.entropy_N.values()):
         score_N.requires_grad_()
     weight_RN, figures = method.weights(scores)
     assert weight_RN.shape == (len(method.components), count)
     assert weight_RN.is_floating_point() and not weight_RN.requires_grad
-    assert weight_RN.isfinite().all() and (weight_RN >= 0).all()
+    advantage_R = torch.tensor([component.target is None for component in method.components])
+    assert weight_RN.isfinite().all() and (weight_RN[~advantage_R] >= 0).all()
     assert all(isinstance(value, float) and math.isfinite(value) for value in figures.values()), figures
 
 
@@ -90,22 +103,34 @@ def test_weights_have_one_row_a_component_and_no_gradient(name, count, privilege
 def test_hard_routing_loses_no_token(name):
     """Each column of the weights has exactly one positive entry."""
     method = methods.find(name)()
-    weight_RN, _ = method.weights(window(method.roles, 200, seed=1))
+    weight_RN, _ = method.weights(window(method, 200, seed=1))
     assert ((weight_RN > 0).sum(0) == 1).all()
+
+
+def reordered(responses, seed, siblings=True):
+    """The responses in another order, and the order of the tokens that goes with it; else siblings stay together."""
+    order_M = torch.randperm(responses.group_M.numel(), generator=torch.Generator().manual_seed(seed))
+    if not siblings:
+        order_M = order_M[responses.group_M].argsort(stable=True)
+    rank_M = order_M.argsort()
+    order_N = rank_M[responses.response_N].argsort(stable=True)
+    columns = {field.name: getattr(responses, field.name) for field in dataclasses.fields(responses)}
+    moved = {name: value[order_N if name.endswith("_N") else order_M] for name, value in columns.items()}
+    return order_N, dataclasses.replace(responses, **moved | {"response_N": rank_M[moved["response_N"]]})
 
 
 @every_method
 def test_weights_do_not_depend_on_the_order_of_tokens(name):
     """Micro-batches and ranks may arrive in any order: a token's weights move with it, figures stay."""
     method = methods.find(name)()
-    scores = window(method.roles, 120, seed=2)
-    order = torch.randperm(120, generator=torch.Generator().manual_seed(3))
-    shuffled = WindowScores(
-        logp_N={role: logp_N[order] for role, logp_N in scores.logp_N.items()},
-        entropy_N={role: entropy_N[order] for role, entropy_N in scores.entropy_N.items()},
-        has_privilege_N=scores.has_privilege_N[order],
-        ordinary_N=scores.ordinary_N[order],
-    )
+    scores = window(method, 120, seed=2)
+    order, responses = reordered(scores.responses, seed=3)
+    columns = {
+        name: {key: value_N[order] for key, value_N in getattr(scores, name).items()}
+        for name in ("logp_N", "entropy_N", "statistic_N")
+    }
+    flags = {name: getattr(scores, name)[order] for name in ("has_privilege_N", "ordinary_N")}
+    shuffled = dataclasses.replace(scores, responses=responses, **columns, **flags)
     (weight_RN, figures), (moved_RN, same) = method.weights(scores), method.weights(shuffled)
     assert torch.equal(moved_RN, weight_RN[:, order])
     assert same == pytest.approx(figures, rel=1e-5)
@@ -116,7 +141,7 @@ def test_weights_do_not_depend_on_the_order_of_tokens(name):
     [
         ("dodp", "did you mean 'dopd'"),
         ("opdd", "did you mean 'opd'"),
-        ("", "available: dopd, opd"),
+        ("", "dopd, dopd_plus"),
         ("../opd", "unknown"),
     ],
 )
@@ -142,7 +167,7 @@ def test_opd_supervises_every_token_alike():
     expected = Divergence(kind="js", support="full", closure="renorm", k=7)
     assert method.roles == (TEACHER_PLAIN,)
     assert method.components == (Component("OPD", TEACHER_PLAIN, expected),)
-    weight_RN, _ = method.weights(window(method.roles, 9))
+    weight_RN, _ = method.weights(window(method, 9))
     assert torch.equal(weight_RN, torch.ones(1, 9))
 
 
@@ -220,7 +245,7 @@ def test_dopd_statistics_skip_special_tokens_and_rows_without_privilege(outsider
 def test_dopd_without_any_privilege_is_vanilla():
     """No p in the window: every token has weight 1 on NP, whose divergence is vanilla OPD's, and no gap is logged."""
     method = DOPD()
-    weight_RN, figures = method.weights(window(method.roles, 30, privileged=[False] * 30))
+    weight_RN, figures = method.weights(window(method, 30, privileged=[False] * 30))
     assert torch.equal(weight_RN[Regime.NP], torch.ones(30)) and weight_RN.sum() == 30
     assert method.components[Regime.NP].divergence == OPD().components[0].divergence
     assert not any(name.startswith("gap/") for name in figures)
@@ -235,7 +260,7 @@ def test_dopd_with_equal_scores_is_self_distillation():
 
 def test_dopd_logs_the_gaps_of_rows_with_privilege():
     """Gaps 1, 2, 3 with p and 9 without: mean 2, median 2, 95 % at 2.9."""
-    scores = window((), 4, privileged=[True, True, True, False], ordinary=[True] * 4)
+    scores = window(DOPD(), 4, privileged=[True, True, True, False], ordinary=[True] * 4)
     logp = {STUDENT_PRIVILEGED: -torch.tensor([2.0, 1.0, 4.0, 9.0]), TEACHER_PRIVILEGED: -torch.tensor([1.0, 3, 1, 0])}
     _, figures = DOPD().weights(dataclasses.replace(scores, logp_N=logp))
     assert [figures[f"gap/{name}"] for name in ("mean", "p50", "p95")] == pytest.approx([2, 2, 2.9])

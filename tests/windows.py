@@ -25,7 +25,7 @@ def responses_of(
     return Responses(
         token_N=torch.randint(5, 90, (count,), generator=generator),
         response_N=torch.arange(len(flat)).repeat_interleave(torch.tensor(flat, dtype=torch.long)),
-        group_M=torch.arange(len(lengths)).repeat_interleave(torch.tensor([len(s) for s in lengths])),
+        group_M=torch.arange(len(lengths)).repeat_interleave(torch.tensor([len(s) for s in lengths], dtype=torch.long)),
         reward_M=reward_M.float().where(~reference_M, float("nan")),
         truncated_M=torch.zeros(len(flat), dtype=torch.bool),
         reference_M=reference_M,

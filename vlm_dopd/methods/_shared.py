@@ -73,7 +73,7 @@ def top_share(score_N: Tensor, share: float, counted_N: Tensor, segment_N: Tenso
     count = int(segment_N.max()) + 1 if segment_N.numel() else 0
     inside_n, score_n = segment_N[counted_N], score_N[counted_N]
     size = inside_n.bincount(minlength=count)
-    # A little less before the ceiling: 1.1 · 10 is a little more than 11 in binary.
+    # A little less before the ceiling: 0.07 · 100 is 7.000000000000001.
     budget = (size.double() * share * (1 - 1e-12)).ceil().clamp(min=1).long()
     order_n = score_n.argsort(descending=True)
     order_n = order_n[inside_n[order_n].argsort(stable=True)]

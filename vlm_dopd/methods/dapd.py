@@ -13,9 +13,9 @@ each KL(anchor‖student) over the full vocabulary and a token mean of its own o
 | privileged rollout | y | initial, r | y | 2/15 |
 | privileged reference | r | initial, y | r | 4/5 |
 
-Both sides' logits are divided by 1.1, each vocabulary term of the sum is at most 0.05. r is a full
-solution, by the teacher or of the data; p plays no part. Where a prompt has several rollouts, its reference is shown the first.
-The dearest method: four passes with gradient (two over each kind) and six for the anchors.
+Both sides' logits are divided by 1.1, each vocabulary term of the sum is at most 0.05. r is a full solution, by the
+teacher or of the data; p plays no part. Where a prompt has several rollouts, its reference is shown the first. The
+dearest method: four passes with gradient (two over each kind) and six for the anchors.
 """
 
 from __future__ import annotations

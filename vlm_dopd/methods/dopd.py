@@ -88,6 +88,7 @@ class DOPD(Ablations):
             1.0,
         )
 
+    @torch.no_grad()
     def weights(self, scores: WindowScores) -> tuple[Tensor, dict[str, float]]:
         gap_N, routed_N = self._gap(scores), self._routed(scores)
         at = self._thresholds(scores, gap_N, routed_N & scores.ordinary_N)
@@ -116,10 +117,10 @@ class DOPD(Ablations):
         )
 
     def _members(self, scores: WindowScores, gap_N: Tensor, routed_N: Tensor, at: Thresholds) -> Tensor:
-        """Which regime each token is in, [R, N]."""
+        """1 where the token is in the regime, else 0: [R, N]."""
         student_N, teacher_N = scores.logp_N[STUDENT_PRIVILEGED], scores.logp_N[TEACHER_PRIVILEGED]
         regime_N = route(student_N, teacher_N, routed_N, at, gap_N)
-        return regime_N == torch.arange(len(Regime), device=regime_N.device).unsqueeze(-1)
+        return (regime_N == torch.arange(len(Regime), device=regime_N.device).unsqueeze(-1)).float()
 
     def _figures(self, scores: WindowScores, member_RN: Tensor, gap_N: Tensor) -> dict[str, float]:
         share_R = (member_RN.sum(-1) / max(member_RN.shape[1], 1)).tolist()

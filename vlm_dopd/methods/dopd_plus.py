@@ -1,21 +1,21 @@
 """DOPD (arXiv 2606.30626) with our answers to its weak points, each a switch; with all of them off it is `dopd`.
 
-| switch | delta from DOPD | why |
-|---|---|---|
-| gap: js | A = JS_½(S⁺, T⁺) over the vocabulary | one sampled log-ratio is noisy and ruled by unlikely draws |
-| gap: difference | A = abs((ℓ_T⁺ − ℓ_T) − (ℓ_S⁺ − ℓ_S)) | what p is worth to one but not to the other, the plain gap apart |
-| gap_quantile | Ā is a quantile of A | the mean drifts with the student and with outliers |
-| confidence_quantile | q̄_S + q̄_T is one of q_S + q_T | the same |
-| threshold_rate | thresholds are averaged over windows | the same, for small windows |
-| softness | shares of all four regimes | target, loss and strength jump at a threshold |
-| guard | HS becomes HT where T⁺ is certain | a sampled mistake has q_S > q_T and a large gap by construction, so the
-  student would be anchored to its own mistake |
-| self_teacher | S⁺ as a target is the ema or initial student | a live one moves with what it teaches |
-| match_scales | JS counts four times | near S = T it is a quarter of the reverse KL |
-| cap | bounds each vocabulary entry's term | tokens of style dominate |
+    gap: js                A = JS_½(S⁺, T⁺) over the vocabulary: one sampled log-ratio is noisy, ruled by unlikely draws
+    gap: difference        A = abs((ℓ_T⁺ − ℓ_T) − (ℓ_S⁺ − ℓ_S)), what p is worth to one policy and not to the other: a
+                           gap that is there without p as well is not one of information
+    gap_quantile           Ā is a quantile of A: a mean drifts with the student and follows outliers
+    confidence_quantile    q̄_S + q̄_T is a quantile of q_S + q_T
+    threshold_rate         both thresholds are moving averages over windows
+    softness               a token has shares of all regimes: at a hard border target, loss and strength jump
+    guard                  HS becomes HT where T⁺ is certain, its entropy below the window's median. A sampled mistake
+                           has q_S > q_T and a large gap by construction, and HS would anchor the student to it
+    self_teacher           S⁺ as a target is the moving average, or the initial student: a live one moves with what it
+                           teaches
+    match_scales           JS counts four times: near S = T it is a quarter of the reverse KL
+    cap                    bounds every vocabulary entry's term: tokens of style rule the sum
 
-ℓ is the log-probability of the sampled token, without ⁺ on the plain prompt. All of them leave alone who is surer of a
-token (q_T ≥ q_S) and the vanilla loss of rows without p. T⁺ is certain where its entropy is below the window's median.
+ℓ is the log-probability of the sampled token, without ⁺ on the plain prompt. Who is surer of a token stays the paper's
+q_T ≥ q_S, and the loss of rows without p stays vanilla OPD, whatever the switches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..divergences import Divergence
@@ -56,7 +55,7 @@ class DOPDPlus(DOPD):
     softness: float = 0.0
     """Nats over which a regime fades into its neighbour; 0 is a hard border."""
     guard: bool = False
-    self_teacher: Literal["student", "ema", "initial"] = "student"
+    self_teacher: Literal["live", "ema", "initial"] = "live"
     """Whose weights S⁺ has as a target. The gap stays the live student's, so a copy costs one more scored role."""
     ema_rate: float = 0.05
     """Of `self_teacher: ema` (SDPO and Vision-OPD)."""
@@ -78,8 +77,9 @@ class DOPDPlus(DOPD):
 
     @property
     def roles(self) -> tuple[Role, ...]:
+        targets = (component.target for component in self.components if component.target is not None)
         plain = (STUDENT_PLAIN, TEACHER_PLAIN) if self.gap == "difference" else ()
-        return tuple(dict.fromkeys((*super().roles, self._self_target, *plain)))
+        return tuple(dict.fromkeys((*super().roles, *targets, *plain)))
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
@@ -97,20 +97,16 @@ class DOPDPlus(DOPD):
         factors = (4.0 if self.match_scales and kind == "js" else 1.0 for kind in kinds)
         return tuple(strength * factor for strength, factor in zip(super().strengths, factors, strict=True))
 
-    @property
-    def _self_target(self) -> Role:
-        return Role(self.self_teacher, "privileged")
-
     def _improved(self, component: Component) -> Component:
-        if component.target == STUDENT_PRIVILEGED:
-            component = replace(component, target=self._self_target)
+        if component.target == STUDENT_PRIVILEGED and self.self_teacher != "live":
+            component = replace(component, target=Role(self.self_teacher, "privileged"))
         if self.cap is not None:
             component = replace(component, divergence=replace(component.divergence, cap=self.cap))
         return component
 
     def _gap(self, scores: WindowScores) -> Tensor:
         if self.gap == "js":
-            return scores.statistic_N["gap"].detach().clamp(min=0)  # rounding may leave it just below
+            return scores.statistic_N["gap"]
         if self.gap == "difference":
             worth = [
                 scores.logp_N[privileged].double() - scores.logp_N[plain].double()
@@ -126,8 +122,8 @@ class DOPDPlus(DOPD):
         if self.gap_quantile is not None:
             at = replace(at, gap=quantile(gap_N[counted_N], self.gap_quantile))
         if self.confidence_quantile is not None:
-            q = (scores.logp_N[role].double().exp() for role in (STUDENT_PRIVILEGED, TEACHER_PRIVILEGED))
-            at = replace(at, confidence=quantile(sum(q, torch.zeros(()))[counted_N], self.confidence_quantile))
+            q_S_N, q_T_N = (scores.logp_N[role].double().exp() for role in (STUDENT_PRIVILEGED, TEACHER_PRIVILEGED))
+            at = replace(at, confidence=quantile((q_S_N + q_T_N)[counted_N], self.confidence_quantile))
         if self.threshold_rate == 1:
             return at
         for name, now in (("gap", at.gap), ("confidence", at.confidence)):
@@ -142,8 +138,7 @@ class DOPDPlus(DOPD):
         else:
             member_RN = super()._members(scores, gap_N, routed_N, at)
         if self.guard:
-            certain_N = self._certain(scores)
-            moved_N = member_RN[Regime.HS].where(certain_N, 0)
+            moved_N = member_RN[Regime.HS] * self._certain(scores)
             member_RN[Regime.HT] += moved_N
             member_RN[Regime.HS] -= moved_N
         return member_RN
@@ -154,11 +149,11 @@ class DOPDPlus(DOPD):
         return entropy_N < quantile(entropy_N[self._routed(scores) & scores.ordinary_N], 0.5)
 
     def _figures(self, scores: WindowScores, member_RN: Tensor, gap_N: Tensor) -> dict[str, float]:
-        """Also how often T⁺ is certain where the gap is high and the student surer: those tokens the guard would move."""
-        surer_N = scores.logp_N[STUDENT_PRIVILEGED] > scores.logp_N[TEACHER_PRIVILEGED]
-        anchored_N = (member_RN[Regime.HT] + member_RN[Regime.HS]) * surer_N
+        """Also how often T⁺ is certain on tokens of HS, those that the guard has moved included."""
+        student_surer_N = scores.logp_N[STUDENT_PRIVILEGED] > scores.logp_N[TEACHER_PRIVILEGED]
+        self_taught_N = (member_RN[Regime.HT] + member_RN[Regime.HS]) * student_surer_N
         figures = super()._figures(scores, member_RN, gap_N)
-        return figures | {"guard/certain_share_of_HS": mean(self._certain(scores).float(), anchored_N.float())}
+        return figures | {"guard/certain_in_HS": mean(self._certain(scores).float(), self_taught_N)}
 
 
 METHOD = DOPDPlus

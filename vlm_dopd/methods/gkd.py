@@ -1,7 +1,8 @@
 """GKD, generalised knowledge distillation (arXiv 2306.13649): any mix of responses, any divergence of the family.
 
 Its delta from vanilla OPD: a share λ of the prompts have responses of the student's own, the others reference
-completions, by the teacher or of the data (λ = 1 on-policy, λ = 0 supervised distillation); the divergence is over the full vocabulary:
+completions, by the teacher or of the data (λ = 1 on-policy, λ = 0 supervised distillation); and the divergence, over
+the full vocabulary, is one's choice:
 
     L = mean over responses of the token mean of D(T, S),   D one of KL(T‖S), KL(S‖T) or
     JS_β = β·KL(T‖M) + (1−β)·KL(S‖M),   M = β·T + (1−β)·S

@@ -5,10 +5,10 @@ mean of a token divergence D(S, T); top-K is our default, so that it differs fro
 
 Settings of the paper's studies, each alone:
 
-    teacher_view, student_view   p to the teacher, to the student, to both (Figure 3, the privilege illusion). A student
-                                 with p has it in its rollouts and in the pass with gradient
-    drop                         no loss on a share of the tokens (Figure 4); they still count in |y|. The gap is DOPD's,
-                                 A = |log T⁺(y) − log S⁺(y)|, so tokens of rows without p are never among them
+    teacher_view, student_view   p to the teacher, to the student, to both (Figure 3, the privilege illusion). A
+                                 student with p has it in its rollouts and in the pass with gradient
+    drop                         no loss on a share of the tokens (Figure 4); they still count in |y|. The gap is
+                                 DOPD's, abs(log T⁺(y) − log S⁺(y)): rows without p have none and drop nothing
     teacher_view: privileged     with divergence × support: uniform distillation (Table 7)
 
 Rows without p are vanilla in all of these.
@@ -29,8 +29,8 @@ from ._ablations import draws
 from ._shared import mean, top_share
 
 OPEN = (
-    "the paper does not say whether its vanilla OPD is sampled, top-K or full (support), nor whether the tokens dropped "
-    "in Figure 4 count in |y|; here they do"
+    "the paper does not say whether its vanilla OPD is sampled, top-K or full (support), nor whether the tokens that "
+    "Figure 4 drops count in |y|; here they do"
 )
 
 
@@ -53,7 +53,10 @@ class OPD(Method):
     def __post_init__(self) -> None:
         if not 0 < self.drop_share < 1:
             raise ValueError(f"drop_share: expected a share above 0 and below 1, got {self.drop_share}")
-        object.__setattr__(self, "rollout_view", self.student_view)
+
+    @property
+    def rollout_view(self) -> Literal["plain", "privileged"]:  # type: ignore[override]
+        return self.student_view
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -67,8 +70,9 @@ class OPD(Method):
         )
         return (Component("OPD", self._teacher, divergence, self.student_view),)
 
+    @torch.no_grad()
     def weights(self, scores: WindowScores) -> tuple[Tensor, dict[str, float]]:
-        kept_N = torch.ones_like(scores.logp_N[self._teacher], requires_grad=False)
+        kept_N = torch.ones_like(scores.logp_N[self._teacher])
         if self.drop == "none":
             return kept_N.unsqueeze(0), {}
         pool_N = torch.ones_like(scores.ordinary_N)
