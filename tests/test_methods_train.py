@@ -46,6 +46,31 @@ def test_a_step_is_the_windows_however_it_is_split(pair, tmp_path, name):
         assert components & set(logged), "at least one component has tokens"
 
 
+SETTINGS = {
+    "p to the student": {"method.name": "opd", "method.student_view": "privileged"},
+    "p to both": {"method.name": "opd", "method.student_view": "privileged", "method.teacher_view": "privileged"},
+    "tokens dropped": {"method.name": "opd", "method.drop": "highest_gap"},
+    "random route": {"method.name": "dopd", "method.route": "random"},
+    "two regimes": {"method.name": "dopd", "method.regimes": "[HT, LH]"},
+    "gap by JS": {"method.name": "dopd_plus", "method.gap": "js"},
+    "difference of gaps": {"method.name": "dopd_plus", "method.gap": "difference", "method.gap_quantile": 0.75},
+    "moving average": {"method.name": "dopd_plus", "method.self_teacher": "ema", "method.softness": 0.5},
+    "half references": {"method.name": "gkd", "method.own_share": 0.5},
+    "column of references": {"method.name": "sft", "rollout.reference": "answer"},
+}
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_settings_train(pair, tmp_path, changes):
+    """Views, rollouts with p, statistics, copies and mixtures of responses, and no dependence on the split."""
+    whole = finished(method_settings(pair, tmp_path / "whole", "opd", **changes))
+    split = finished(method_settings(pair, tmp_path / "split", "opd", **changes, **SPLIT))
+    start = load_file(pair[0] / "model.safetensors")
+    moved = max((whole[key] - start[key]).abs().max().item() for key in start)
+    assert 0 < moved < math.inf
+    assert largest_difference(whole, split) < 1e-5 * max(moved, 1)
+
+
 @every_method
 def test_text_only_and_without_p(text_pair, tmp_path, name):
     """The same code where there is no image and no p: a finite loss, and no error."""
@@ -55,21 +80,25 @@ def test_text_only_and_without_p(text_pair, tmp_path, name):
     assert math.isfinite(read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["loss"])
 
 
-@pytest.mark.parametrize("name", ["sdft", "dapd"])
-def test_copies_are_resumed_with(pair, tmp_path, name):
-    """Four steps in one go, and two steps twice: the moving average and the snapshot go on where they were."""
+KEPT = {
+    "sdft": ("ema.safetensors", {"method.ema_rate": 0.5}),
+    "dapd": ("snapshot.safetensors", {"method.snapshot_steps": 1}),
+    "dopd_plus": ("method_state.json", {"method.threshold_rate": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_method_keeps_is_resumed_with(pair, tmp_path, name):
+    """Four steps in one go, and two steps twice: moving average, snapshot and thresholds go on where they were."""
     steps = {"train.max_steps": 4, "train.learning_rate": 0.05, "train.save_strategy": "steps", "train.save_steps": 2}
-    if name == "dapd":
-        steps["method.snapshot_steps"] = 1
-    else:
-        steps["method.ema_rate"] = 0.5
+    kept, options = KEPT[name]
+    steps |= options
     whole = finished(method_settings(pair, tmp_path / "whole", name, **steps))
     config = method_settings(pair, tmp_path / "cut", name, **steps)
     trainer = run.build_trainer(config)
     trainer.train()
     checkpoint = tmp_path / "cut" / "run" / "checkpoint-2"
-    moving = {"sdft": "ema", "dapd": "snapshot"}[name]
-    assert (checkpoint / f"{moving}.safetensors").exists()
+    assert (checkpoint / kept).exists()
     again = run.build_trainer(config)
     again.train(resume_from_checkpoint=str(checkpoint))
     resumed = {key: value for key, value in again.model.state_dict().items() if key in whole}

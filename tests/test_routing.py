@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests import reference
-from vlm_dopd.routing import Regime, Thresholds, gaps, route, thresholds
+from vlm_dopd.routing import Regime, Thresholds, gaps, quantile, route, soft_route, thresholds
 
 NOTHING = torch.empty(0)
 probability = st.floats(2**-20, 1.0, width=32)
@@ -174,3 +174,88 @@ def test_empty_window():
     """Zero response tokens give zero regimes, of the integer type that indexing needs."""
     regime_N = route_window(NOTHING, NOTHING)
     assert regime_N.shape == (0,) and regime_N.dtype == torch.int64
+
+
+# Other readings of the thresholds
+
+# Gaps 1 2 3 4 10, so trimming a fifth leaves 1 2 3 4. Responses: 1 | 2 3 | 4 10
+FIVE = -torch.tensor([1.5, 2.5, 3.5, 4.5, 10.5], dtype=torch.float64)
+RESPONSE = torch.tensor([0, 1, 1, 2, 2])
+READINGS = {
+    "mean of four": ({}, 2.5, 5),
+    "10 lowered to 4": ({"winsor": True}, 2.8, 5),
+    "means 1, 2.5 and 4": ({"response_N": RESPONSE}, 2.5, 5),
+    "means 1 and 3, as if 4 were of the second": ({"response_N": torch.tensor([0, 1, 1, 1, 2])}, 2.0, 5),
+    "means 1, 2.5 and 4 of five": ({"response_N": RESPONSE, "winsor": True}, 2.5, 5),
+    "the surest student is not counted": ({"trim_all": True}, 2.5, 4),
+}
+
+
+@pytest.mark.parametrize(("options", "gap", "students"), READINGS.values(), ids=READINGS)
+def test_readings_by_hand(options, gap, students):
+    """Dropped, lowered, by response, and q trimmed as well: the four least sure students are the last."""
+    teacher_N = torch.full_like(FIVE, -0.5)
+    at = thresholds(FIVE, teacher_N, 0.2, **options)
+    assert at.gap == pytest.approx(gap, rel=1e-14)
+    q_N = FIVE.exp()[-students:]
+    if "response_N" in options:
+        number_N = options["response_N"]
+        q_N = torch.stack([FIVE.exp()[number_N == number].mean() for number in number_N.unique()])
+    assert at.confidence == pytest.approx(q_N.mean().item() + math.exp(-0.5), rel=1e-14)
+
+
+@given(tokens, st.booleans(), st.booleans(), st.sampled_from([0.05, 0.5]), st.randoms(use_true_random=False))
+def test_readings_do_not_depend_on_order(window, winsor, trim_all, trim, random):
+    """Bit for bit, ties included, with tokens of seven responses in any order, and the responses in any order."""
+    options = {"trim": trim, "winsor": winsor, "trim_all": trim_all}
+    student_N, teacher_N = (torch.tensor([round(8 * w[i]) / 8 + 0.01 for w in window]).log() for i in (0, 1))
+    response_N = torch.tensor([random.randrange(7) for _ in window])
+    order = torch.tensor(random.sample(range(len(window)), len(window)))
+    renamed_N = torch.tensor(random.sample(range(7), 7))[response_N][order]
+    for number_N, moved_N in ((None, None), (response_N, renamed_N)):
+        here = thresholds(student_N, teacher_N, **options, response_N=number_N)
+        assert here == thresholds(student_N[order], teacher_N[order], **options, response_N=moved_N)
+        assert here.gap <= gaps(student_N.double(), teacher_N.double()).max()
+
+
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30), st.floats(0, 1))
+def test_quantile_is_that_of_torch(values, level):
+    """Linear between order statistics; its ends are the extremes."""
+    value_N = torch.tensor(values)
+    assert quantile(value_N, level) == pytest.approx(value_N.double().quantile(level).item(), abs=1e-12)
+    assert (quantile(value_N, 0), quantile(value_N, 1)) == (value_N.min().item(), value_N.max().item())
+
+
+def test_quantile_of_nothing_reaches_nothing():
+    """NaN: no value is below it, none above."""
+    assert math.isnan(quantile(NOTHING, 0.5))
+
+
+# Soft routing
+
+
+def test_soft_shares_by_hand():
+    """Softness ½ nat, q_S = 0.2, q_T = 0.6, thresholds at gap ln 2 and confidence 1, and at a gap of its own."""
+    sides = log([0.2]), log([0.6]), torch.tensor([True]), AT, 0.5
+    sure, teacher = 1 / (1 + (1 / 0.8) ** 2), 1 / (1 + (0.2 / 0.6) ** 2)
+    for gap in (math.log(3), 0.1):
+        high = 1 / (1 + (math.log(2) / gap) ** 2)
+        expected = [(1 - high) * sure, (1 - high) * (1 - sure), high * teacher, high * (1 - teacher), 0]
+        share_RN = soft_route(*sides, gap_N=None if gap > 1 else torch.tensor([gap]))
+        assert share_RN[:, 0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert soft_route(*sides[:2], torch.tensor([False]), AT, 0.5)[:, 0].tolist() == [0, 0, 0, 0, 1]
+
+
+@given(st.floats(1e-3, 10), st.floats(0.01, 5), st.floats(0.05, 3), st.floats(0.1, 10))
+def test_soft_shares_grow_with_what_they_stand_for(gap, more, softness, scale):
+    """A larger gap moves share from LH and LL to HT and HS; only its ratio to the threshold matters."""
+    pair, p = (log([0.3]), log([0.5])), torch.tensor([True])
+    at = Thresholds(gap=1.0, confidence=0.7)
+
+    def shares(gap, at=at):
+        return soft_route(*pair, p, at, softness, torch.tensor([gap], dtype=torch.float64))[:, 0]
+
+    here, there = shares(gap), shares(gap + more)
+    assert (there[: Regime.HT] <= here[: Regime.HT]).all() and (there[Regime.HT :] >= here[Regime.HT :]).all()
+    scaled = shares(gap * scale, Thresholds(gap=scale, confidence=0.7))
+    assert torch.allclose(scaled, here, rtol=1e-9) and here.sum() == pytest.approx(1)
