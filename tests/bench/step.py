@@ -195,7 +195,11 @@ def measure_methods(spec: Spec, steps: int) -> dict[str, Any]:
 
 
 def measure_growth(spec: Spec, steps: int, images: dict[int, str]) -> dict[str, Any]:
-    """(f): along each axis, the slope of log seconds over log positions of the passes; 1 is linear, more is worse."""
+    """(f): along each axis, the slope of log seconds over log positions of the passes; 1 is linear, more is worse.
+
+    Two prompts a step: growth takes less to see than a ratio does.
+    """
+    spec = replace(spec, prompts=2)
     axes = {
         "siblings": {str(n): replace(spec, siblings=n) for n in (1, 2, 4)},
         "image side, pixels": {str(side): replace(spec, data=file) for side, file in images.items()},
