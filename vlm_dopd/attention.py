@@ -2,7 +2,7 @@
 
     [ prompt | r1 | r2 | … | rG ‖ prompt | r1 | … | rG ‖ padding ]
 
-A response sees its prompt and itself. On a GPU the rule becomes a block mask of FlexAttention: no [L, L] mask exists,
+A response sees its prompt and itself. On a GPU the rule becomes a block mask of FlexAttention: no [L, L] mask is kept,
 and blocks without a pair that may look are skipped (a quarter of the work for four long siblings). Elsewhere, and for
 rollouts, it is SDPA with a dense mask. Models are loaded with the attention of this file, which goes by the mask it is
 given: the same weights roll out with the one and score with the other, and a checkpointed layer recomputes with the

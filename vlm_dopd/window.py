@@ -123,8 +123,8 @@ class WindowBuilder:
         if asks and self._unwarned and not any(group.has_privilege for group in groups):
             self._unwarned = False
             logger.warning(
-                "no sample of this window has p (%d samples): it is vanilla OPD; does data.builder fit what the rows "
-                "hold? `vlm-dopd annotate preview` shows",
+                "no sample of this window has p (%d samples): each is treated as the method treats rows without; does "
+                "data.builder fit what the rows hold? `vlm-dopd annotate preview` shows",
                 len(groups),
             )
 
@@ -134,13 +134,16 @@ class WindowBuilder:
         packed = {view: self._pack(self.completions.prompts(batch, siblings, view), ids) for view in sorted(views)}
         by_role = {role: score(self.policies[role.weights], packed[role.view]) for role in self.method.roles}
         responses = responses_of(siblings)
+        statistic_N = self._statistics(by_role, responses.token_N)
+        targets = {component.target for component in self.method.components}
+        kept = {role: s if role in targets else replace(s, hidden_NH=s.hidden_NH[:0]) for role, s in by_role.items()}
         privilege_M = torch.tensor(
             [g.has_privilege for g, own in zip(batch.groups, siblings, strict=True) for _ in own]
         )
         return _Scores(
             packed=packed,
-            by_role=by_role,
-            statistic_N=self._statistics(by_role, responses.token_N),
+            by_role=kept,
+            statistic_N=statistic_N,
             responses=responses,
             has_privilege_N=privilege_M[responses.response_N],
         )
