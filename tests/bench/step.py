@@ -195,21 +195,21 @@ def measure_methods(spec: Spec, steps: int) -> dict[str, Any]:
 
 
 def measure_growth(spec: Spec, steps: int, images: dict[int, str]) -> dict[str, Any]:
-    """(f): along each axis, the slope of log seconds over log positions of the passes; 1 is linear, more is worse.
+    """(f): along each axis, the slope of log seconds over the log of what is varied; 1 is linear, more is worse.
 
     Two prompts a step: growth takes less to see than a ratio does.
     """
     spec = replace(spec, prompts=2)
-    axes = {
+    axes = {  # what is varied, as a number of siblings, pixels or tokens
         "siblings": {str(n): replace(spec, siblings=n) for n in (1, 2, 4)},
-        "image side, pixels": {str(side): replace(spec, data=file) for side, file in images.items()},
+        "pixels of an image": {str(side**2): replace(spec, data=file) for side, file in images.items()},
         "response tokens": {str(n): replace(spec, response=n) for n in (48, 96, 192)},
     }
     grown = {}
     for axis, points in axes.items():
         measured = interleaved({name: partial(worker, s) for name, s in points.items()}, steps)
-        first, *_, last = measured.values()
-        slope = math.log(last["seconds"] / first["seconds"]) / math.log(last["positions"] / first["positions"])
+        (least, first), *_, (most, last) = measured.items()
+        slope = math.log(last["seconds"] / first["seconds"]) / math.log(int(most) / int(least))
         grown[axis] = {"points": measured, "slope": slope}
     return grown
 
@@ -258,7 +258,7 @@ def rows(results: dict[str, Any]) -> str:
         ]
         text.append(table(["(f) varied", "to", "seconds", "positions in the passes", "padding"], grown))
         slopes = [[axis, f"{one['slope']:.2f}"] for axis, one in results["growth"].items()]
-        text.append(table(["(f) growth with", "slope, log seconds over log positions"], slopes))
+        text.append(table(["(f) growth with", "slope, log seconds over log of it"], slopes))
     if "padding" in results:
         text.append(f"(f) padding over uneven prompts and responses: {100 * results['padding']['share']:.1f} %")
     if "share" in results:
