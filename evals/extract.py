@@ -10,10 +10,12 @@ import re
 import unicodedata
 
 _MARKER = re.compile(r"(?:(?<![a-z0-9])answer|答案)[*_`\s]*:", flags=re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<answer>(.*?)(?=</answer>|<answer>|\Z)", flags=re.IGNORECASE | re.DOTALL)
 _KEPT_APART = {"<super>": "^", "<fraction>": " "}
 _DECORATION = " \t\r\n*_`$\"'“”‘’«»"
 _FINAL = ".,;:!?。、"
 _WRAPPERS = {"(": ")", "[": "]", "{": "}", "<": ">", "【": "】", "\\(": "\\)", "\\[": "\\]"}
+_MAX_ANSWER = 2000
 _COMMANDS = ("\\boxed{", "\\text{", "\\textbf{", "\\mathrm{", "\\mathbf{")
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", flags=re.DOTALL)
 
@@ -27,17 +29,40 @@ def final_answer(reply: str) -> str | None:
     earlier one would be a guess. What stands in a `<think>` block is not part of the reply; one that never closes
     leaves no reply.
     """
+    text = visible(reply)
+    return None if text is None else _declared(text) or None
+
+
+def declared_answer(text: str) -> str | None:
+    """What `text` (a `visible` one) declares: `final_answer`'s rules after `<answer>` tags, the last of which decides.
+
+    Empty if the last declaration is: a caller that reads prose too must not look for another answer then. None if
+    nothing is declared.
+    """
+    tags = _ANSWER_TAG.findall(text)
+    if not tags:
+        return _declared(text)
+    inside = _declared(tags[-1])
+    return trim(tags[-1]) if inside is None else inside
+
+
+def visible(reply: str) -> str | None:
+    """The reply without its thinking, normalised; None if a `<think>` block never closes."""
     text = normalise(reply).rpartition("</think>")[2]
-    if "<think>" in text:
-        return None
+    return None if "<think>" in text else text
+
+
+def _declared(text: str) -> str | None:
+    """As `final_answer`, but empty where the last declaration is."""
     markers = list(_MARKER.finditer(text))
     if not markers:
-        return trim(last_box(text) or "") or None
+        box = last_box(text)
+        return None if box is None else trim(box)
     for line in text[markers[-1].end() :].splitlines():
         box = last_box(line)
         if answer := trim(line if box is None else box):
             return answer
-    return None
+    return ""
 
 
 def normalise(text: str) -> str:
@@ -53,11 +78,12 @@ def trim(text: str) -> str:
     """`text` without markdown, quotes, brackets and LaTeX around it, and without final punctuation. Idempotent.
 
     A leading point or minus belongs to the answer (.5, -3), and so do brackets around a list: (3, 4) is not [3, 4].
+    A text longer than any answer keeps its brackets: thousands of nested ones would take quadratic time.
     """
     while True:
         before = text
         text = text.lstrip(_DECORATION + "=:").rstrip(_DECORATION + _FINAL)
-        text = _unwrap(text)
+        text = _unwrap(text) if len(text) <= _MAX_ANSWER else text
         if text == before:
             return text
 

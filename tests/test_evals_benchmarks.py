@@ -1,34 +1,22 @@
 """What every benchmark promises, on its own synthetic rows: row to record to prompt to score to numbers."""
 
-import json
 import sys
-import time
 import types
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from evals import benchmarks
 from evals.benchmarks import available, example, find
-from evals.benchmarks.mmmu import DOMAIN_OF, candidates
+from evals.benchmarks.mmmu import DOMAIN_OF, candidates, parse_letter
 from evals.benchmarks.vsibench import DIRECTIONS, NUMERIC, mra
-from evals.questions import (
-    VERDICT_FATES,
-    Media,
-    Record,
-    Scored,
-    Verdict,
-    count_fates,
-    interleave,
-    options_in,
-)
-from evals.rescore import rescore, rescore_file
+from evals.questions import VERDICT_FATES, Media, Record, Scored, Verdict, count_fates, interleave, options_in
 
-stable = settings(deadline=None, derandomize=True, max_examples=60)
+stable = settings(deadline=None, derandomize=True, max_examples=25)
 
 NAMES = available()
 CASES = [(name, case) for name in NAMES for case in example(name)]
@@ -93,7 +81,7 @@ def test_row_to_numbers(name, case, protocol):
 
     numbers = benchmark.aggregate([Scored(record, 1.0)])
     assert numbers.n == 1
-    assert {value for value in numbers.headline.values()} <= {1.0, None, 1 / 1500}
+    assert set(numbers.headline.values()) <= {1.0, None, 1 / 1500}
     assert all(0 <= value <= 1 for group in numbers.groups.values() for value in group.values())
 
 
@@ -163,7 +151,7 @@ def test_a_row_that_breaks_a_promise(name, at, change, message):
 
 
 def test_unknown_names_give_the_close_one():
-    with pytest.raises(ValueError, match="'mmstarr' is unknown: did you mean 'mmstar'.*vsibench"):
+    with pytest.raises(ValueError, match=r"'mmstarr' is unknown: did you mean 'mmstar'.*vsibench"):
         find("mmstarr")
     with pytest.raises(ValueError, match="mmmu: protocol 'offical' is unknown: did you mean 'official'"):
         find("mmmu").protocol("offical")
@@ -190,7 +178,10 @@ def test_a_benchmark_of_another_package(monkeypatch):
 def test_fingerprints_tell_protocols_apart_and_stay():
     prints = {(name, protocol): find(name).fingerprint(protocol) for name in NAMES for protocol in find(name).protocols}
     assert len(set(prints.values())) == len(prints)
-    assert prints["mmmu", "official"] == find("mmmu").fingerprint("official")
+    benchmark = find("mmstar")
+    for change in ({"max_new_tokens": 1}, {"version": 9}, {"frames": 1}, {"prompt": lambda record: "?"}):
+        protocols = {"official": replace(benchmark.protocols["official"], **change)}
+        assert replace(benchmark, protocols=protocols).fingerprint("official") != prints["mmstar", "official"]
 
 
 def test_fates_sum_to_n():
@@ -209,19 +200,13 @@ def test_fates_sum_to_n():
     assert counts == {"parsed": 2, "unparsed": 1, "truncated": 2, "error": 1} and tuple(counts) == VERDICT_FATES
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"parsed": "A", "score": 1.5, "fate": "parsed"},
-        {"parsed": None, "score": 1.0, "fate": "unparsed"},
-        {"parsed": "A", "score": 0.0, "fate": "unparsed"},
-        {"parsed": None, "score": 0.0, "fate": "parsed"},
-        {"parsed": "A", "score": 1.0, "fate": "right"},
-    ],
-)
-def test_a_verdict_cannot_contradict_itself(wrong):
+CONTRADICTIONS = [("A", 1.5, "parsed"), (None, 1.0, "unparsed"), ("A", 0.0, "unparsed"), (None, 0.0, "parsed")]
+
+
+@pytest.mark.parametrize(("parsed", "score", "fate"), [*CONTRADICTIONS, ("A", 1.0, "right")])
+def test_a_verdict_cannot_contradict_itself(parsed, score, fate):
     with pytest.raises(ValueError, match="verdict"):
-        Verdict(**wrong)
+        Verdict(parsed=parsed, score=score, fate=fate)
 
 
 PIECES = [
@@ -291,40 +276,6 @@ def test_toolkit_does_not_read_thoughts(name, case):
     assert benchmark.score(record, f"<think>{case.bad}</think>\n{case.good}", "toolkit").score == 1
 
 
-HOSTILE = [
-    "9**9**9",
-    "\\boxed{9^{9^{9^{9}}}}",
-    "\\boxed{" + "(" * 100_000 + "1" + ")" * 100_000 + "}",
-    "\\boxed{" + "{" * 100_000 + "}" * 100_000 + "}",
-    "[" * 100_000,
-    '{"a":' * 20_000 + "1" + "}" * 20_000,
-    "Answer: " + "\\frac{1}{" * 10_000,
-    "\\boxed{" + "9" * 100_000 + "}",
-    "\\boxed{1000000!}",
-    "1e999999999",
-    "A " * 50_000,
-    "so B, not C, " * 8_000,
-    "<answer>" * 20_000,
-    "Answer:" * 20_000,
-    "is " * 40_000,
-    "1,2,3," * 20_000,
-    "-" * 100_000,
-    "\\boxed{__import__('os').getcwd()}",
-    "oxed{" * 20_000,
-    "is not " * 20_000 + "A",
-]
-
-
-@pytest.mark.parametrize("reply", HOSTILE, ids=lambda reply: reply[:24])
-def test_hostile_text_is_scored_in_bounded_time(reply):
-    start = time.process_time()
-    for name, case, protocol in PATHS:
-        verdict = find(name).score(record_of(name, case), reply, protocol)
-        assert 0 <= verdict.score <= 1
-    # A few tenths of a second on a slow machine; backtracking or evaluation would take minutes.
-    assert time.process_time() - start < 60
-
-
 def test_mra_edges_are_those_of_numpy():
     assert mra(16, 20) == 0.6  # 0.7 by arithmetic
     assert mra(50.1, 33.4) == 0.0  # 0.1 by arithmetic
@@ -372,17 +323,13 @@ def test_mmmu_pro_overall_is_the_mean_of_ten_options_and_vision():
 @stable
 @given(scores=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=6))
 def test_numbers_of_a_subset_stay_shares(name, scores):
+    with pytest.raises(ValueError, match="at least one"):
+        find(name).aggregate([])
     record = record_of(name, example(name)[0])
     numbers = find(name).aggregate([Scored(record, score) for score in scores])
     assert numbers.n == len(scores)
     values = [value for value in numbers.headline.values() if value is not None]
     assert all(0 <= value <= 1 for value in values)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_to_average_is_an_error(name):
-    with pytest.raises(ValueError, match="at least one"):
-        find(name).aggregate([])
 
 
 def test_images_go_where_they_are_named():
@@ -430,79 +377,19 @@ def test_the_blank_gold_of_logicvista_is_never_met():
     for reply in ("", " ", "A", "None"):
         assert benchmark.score(record, reply, "toolkit").score == 0
         assert benchmark.score(record, reply, "official").score == 0
-    assert benchmark.protocol("official").judge(record, [""]).score == 0
+    judge = benchmark.protocol("official").judge
+    assert judge(record, [""]).score == judge(record, []).score == 0
 
 
-def test_mmmu_open_candidates():
+def test_mmmu_forms():
     assert candidates("The result is 1,000 dollars.") == ["1,000 dollars", 1000.0, 0.0]
+    choices = {"A": "left", "B": "right"}
+    assert [parse_letter("Surely B.5 then", choices, pro) for pro in (False, True)] == [None, "B"]
+    assert [parse_letter("NASA is it", choices, pro) for pro in (False, True)] == [None, "A"]
 
 
-def saved(name, case, reply):
-    columns = {key: case.row.get(key) for key in find(name).scored_by}
-    return {"id": "x", "record": columns, "response": reply}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_rescore_needs_only_what_decides(name, tmp_path):
-    case = example(name)[0]
-    rows = [saved(name, case, case.good), saved(name, case, case.bad), saved(name, case, None)]
-    rows += [{**saved(name, case, case.good), "truncated": True}]
-    verdicts = list(rescore(rows, name, "toolkit"))
-    assert [verdict["score"] for verdict in verdicts] == [1, 0, 0, 0]
-    assert [verdict["fate"] for verdict in verdicts] == ["parsed", "parsed", "error", "truncated"]
-    for column in find(name).scored_by:
-        row = saved(name, case, case.good)
-        row["record"].pop(column)
-        if not find(name).columns[column].endswith("?"):
-            with pytest.raises(ValueError, match=f"row 'x': record: expected column '{column}'"):
-                list(rescore([row], name, "toolkit"))
-
-
-def test_rescore_file(tmp_path):
-    case = example("mmstar")[0]
-    source, out = tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl"
-    lines = [json.dumps(saved("mmstar", case, reply), ensure_ascii=False) for reply in ("B\u2028", "C")]
-    source.write_text("\n".join([*lines, '{"id": "to']), encoding="utf-8")  # torn by a kill
-    verdicts = rescore_file(source, "mmstar", "official", out)
-    assert [verdict["score"] for verdict in verdicts] == [1, 0]
-    assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == verdicts
-    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
-
-
-BAD_FILES = [
-    ('{"id"\n{"id": 1}\n', "line 1: expected a JSON object"),
-    ("[1]\n", "line 1: expected a JSON object"),
-    ('{"id": 1, "record": {}}\n', "row 1: expected id, record and response, got no 'response'"),
-    ('{"id": 1, "record": 3, "response": ""}\n', "row 1: record: expected an object"),
-    (
-        '{"id": 1, "record": {"question": "A: x, B: y", "answer": "A"}, "response": 3}\n',
-        "response: expected text or null",
-    ),
-    ('{"id": 1, "record": {"question": "q", "answer": 3}, "response": ""}\n', "column 'answer': expected text"),
-    ("", "expected rows with id, record and response, got none"),
-    ('{"id": 1, "kind": "aggregate"}\n', "expected rows with id, record and response, got none"),
-]
-
-
-@pytest.mark.parametrize(("text", "message"), BAD_FILES)
-def test_rescore_errors_are_one_line_and_write_nothing(tmp_path, text, message):
-    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=f"in.jsonl: .*{message}") as error:
-        rescore_file(source, "mmstar", "official", out)
-    assert "\n" not in str(error.value) and not out.exists()
-
-
-def test_rescore_refuses_its_own_source_and_missing_files(tmp_path):
-    with pytest.raises(ValueError, match="another file than the one that is read"):
-        rescore_file(tmp_path / "a", "mmstar", "official", tmp_path / "a")
-    with pytest.raises(ValueError, match="cannot be read: No such file"):
-        rescore_file(tmp_path / "a", "mmstar", "official", tmp_path / "b")
-    with pytest.raises(ValueError, match="protocol 'x' is unknown"):
-        rescore_file(tmp_path / "a", "mmstar", "x", tmp_path / "b")
-
-
-def test_pictures_of_rows_may_be_cells_or_paths():
-    case = example("realworldqa")[0]
-    for ref in (Image.new("RGB", (4, 4)), {"bytes": b"", "path": "a.png"}, "a.png"):
-        assert find("realworldqa").record({**case.row, "image": ref}).media[0].ref is ref
+def test_dynamath_official_forms():
+    record = record_of("dynamath", example("dynamath")[0])
+    for short, score in (("xxB", 1), ("xxxB", 0), ("b", 0)):
+        reply = f'{{"solution": "25\\pi", "short answer": "{short}"}}'  # no JSON before backslashes go
+        assert find("dynamath").score(record, reply, "official").score == score
