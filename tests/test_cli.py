@@ -42,7 +42,7 @@ REFUSED = {
         r"did you mean 'boxes'",
     ),
     "demo into a used folder": (["demo", "--out", "{0}/used"], r"used is not empty.*--out.*resume=true"),
-    "demo of no method": (["demo", "--method", "dpod", "--out", "{0}/new"], r"did you mean 'dopd'"),
+    "demo of no method": (["demo", "--method", "dopdd", "--out", "{0}/new"], r"did you mean 'dopd'"),
 }
 
 DRIVER = """
