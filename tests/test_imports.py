@@ -52,6 +52,8 @@ ARROWS = {
     "run": "torch transformers privileged __init__ callbacks collate completions config copies data errors evaluation "
     "methods rewards roles rollout trainer window",
     "demo": "evals privileged config data errors evaluation report roles run",
+    "study": "torch transformers numpy matplotlib jinja2 markupsafe rich evals privileged callbacks config data errors "
+    "evaluation report roles run",
     "annotate": "PIL matplotlib jinja2 markupsafe numpy omegaconf rich transformers typer "
     "evals privileged collate data errors evaluation report roles",
     "cli": "typer annotate",

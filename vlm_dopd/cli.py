@@ -1,4 +1,4 @@
-"""`vlm-dopd demo | train | eval | annotate`: parses and calls, nothing else. Heavy imports wait for a command."""
+"""`vlm-dopd demo | train | eval | study | annotate`: parses and calls, nothing else. Heavy imports wait."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class View(StrEnum):
 @app.command()
 def demo(
     overrides: Overrides = None,
-    method: Annotated[str, typer.Option(help="dopd, or opd for vanilla on-policy distillation.")] = "dopd",
+    method: Annotated[str, typer.Option(help="Method: dopd, opd (vanilla on-policy distillation), …")] = "dopd",
     seed: Annotated[int, typer.Option(help="Seed of rollouts and data order.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/demo-METHOD-SEED.")] = None,
 ) -> None:
@@ -90,6 +90,30 @@ def evaluate(
     typer.echo(str(result))
     for kind, one in result.kinds.items():
         typer.echo(f"  {kind or 'all'}: {one}")
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="YAML file of the study.")],
+    overrides: Overrides = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Only rebuild table and page.")] = False,
+) -> None:
+    """Train and test all cells of FILE with all seeds; then one table and one page. Goes on where it was."""
+    _quiet()
+    from rich.console import Console
+
+    from .errors import TrainingError
+    from .study.page import write_study
+    from .study.plan import load_study
+    from .study.pool import run_study
+
+    plan = load_study(file, overrides)
+    failed = [] if report_only else run_study(plan, Console())
+    page = write_study(plan)
+    typer.echo((plan.folder / "study.md").read_text(encoding="utf-8"))
+    typer.echo(f"page: {page}")
+    if failed:
+        raise TrainingError(f"{len(failed)} runs failed, among them {failed[0]}; the same command tries them again")
 
 
 def main() -> None:
