@@ -266,6 +266,7 @@ def test_a_kind_that_is_trained_again_is_no_old_one():
     cell = collect(study)["cells"]["dopd"]
     then, now = (table_of(study.cells["dopd"], stage)[:, 1::2] for stage in (2, 3))
     assert cell["forgetting"]["kinds"] == ["sum"]
+    assert cell["curves"]["entropy/student"]["step"] == list(range(2, 31, 2))  # stages one after the other
     assert cell["forgetting"]["change"]["value"] == pytest.approx(100 * (now - then).mean())
 
 
