@@ -5,13 +5,13 @@ run and its file), `stats` (intervals and comparisons). `model.HFModel`, which n
 """
 
 from .extract import final_answer
-from .records import Item, Prediction, Reply, Result, Score
-from .runner import Model, compare, evaluate, read, scores, summarise
-from .scorers import exact_match
+from .records import Item, Prediction, Reply, Result, Verdict
+from .runner import Interrupted, Model, compare, evaluate, read, scores, summarise
+from .scorers import EXACT, Scoring, exact_match
 from .stats import GapRecovery, PairedDifference, gap_recovery, mcnemar, paired_difference, wilson
 
 __all__ = [
-    "GapRecovery", "Item", "Model", "PairedDifference", "Prediction", "Reply", "Result", "Score", "compare",
-    "evaluate", "exact_match", "final_answer", "gap_recovery", "mcnemar", "paired_difference", "read", "scores",
-    "summarise", "wilson",
+    "EXACT", "GapRecovery", "Interrupted", "Item", "Model", "PairedDifference", "Prediction", "Reply", "Result",
+    "Scoring", "Verdict", "compare", "evaluate", "exact_match", "final_answer", "gap_recovery", "mcnemar",
+    "paired_difference", "read", "scores", "summarise", "wilson",
 ]  # fmt: skip

@@ -6,11 +6,14 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from tqdm import tqdm
+from transformers.video_utils import VideoMetadata
 
+from .decoded import Video
 from .records import Item, Reply
 
 _GREEDY: dict[str, Any] = {
@@ -39,6 +42,9 @@ class HFModel:
     batch_size: int
     desc: str = "generate"
 
+    whole_chunks: ClassVar[bool] = True
+    """See `runner.Model`."""
+
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
@@ -59,8 +65,7 @@ class HFModel:
         ) as bar:  # fmt: skip
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                images = [image for i in batch for image in items[i].images]
-                answers = self._answer([prompts[i] for i in batch], images)
+                answers = self._answer([prompts[i] for i in batch], [items[i] for i in batch])
                 replies.update(zip(batch, answers, strict=True))
                 bar.update(len(batch))
         return [replies[i] for i in range(len(items))]
@@ -74,7 +79,7 @@ class HFModel:
             # transformers rewrites the parts of the messages it is given.
             messages = copy.deepcopy(list(item.messages))
             return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if item.images:
+        if item.images or item.videos:
             raise ValueError(f"item {item.id!r} has images, but the model has only a tokenizer: pass a processor")
         messages = [{**message, "content": _joined(message["content"])} for message in item.messages]
         # Templates of text-only hybrids think by default; templates without the switch ignore it.
@@ -82,11 +87,14 @@ class HFModel:
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
 
-    def _answer(self, prompts: list[str], images: list[Any]) -> list[Reply]:
+    def _answer(self, prompts: list[str], items: list[Item]) -> list[Reply]:
         """One batch. The padding side goes with the call, so the shared tokenizer is not touched."""
+        images = [image for item in items for image in item.images]
+        videos: list[Any] = [video for item in items for video in item.videos]
         inputs = self.processor(
             text=prompts,
             **({"images": images} if images else {}),
+            **(_videos(videos) if videos else {}),
             padding=True,
             padding_side="left",
             add_special_tokens=False,  # the template has written them
@@ -119,9 +127,31 @@ def _joined(content: str | list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
+def _videos(videos: list[Video]) -> dict[str, Any]:
+    """Frames that were chosen already, with their times: Qwen3-VL writes them into the prompt."""
+    # The vision tower takes frames by twos, and its processor refuses a single one.
+    shown = [video.frames * 2 if len(video.frames) == 1 else video.frames for video in videos]
+    return {
+        "videos": [np.stack([np.asarray(frame.convert("RGB")) for frame in frames]) for frames in shown],
+        "video_metadata": [
+            VideoMetadata(
+                total_num_frames=len(frames),
+                fps=video.fps,
+                frames_indices=[round(second * video.fps) for second in video.seconds]
+                * (len(frames) // len(video.frames)),
+            )
+            for frames, video in zip(shown, videos, strict=True)
+        ],
+        "do_sample_frames": False,
+        "cap_pixels_per_frame": True,  # as in Qwen's own code (qwen-vl-utils); transformers' default is changing
+    }
+
+
 def _length(prompt: str, item: Item) -> float:
     """Roughly the prompt's tokens (4 characters or 32x32 pixels each), cheaply: it only has to put prompts in order."""
-    return len(prompt) / 4 + sum(image.width * image.height for image in item.images) / 32**2
+    videos: Any = item.videos
+    frames = [*item.images, *(frame for video in videos for frame in video.frames)]
+    return len(prompt) / 4 + sum(frame.width * frame.height for frame in frames) / 32**2
 
 
 @contextmanager

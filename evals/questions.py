@@ -7,16 +7,13 @@ benchmark. Raises ValueError with one line wherever a row is not what its data s
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
 AnswerType = Literal["mcq", "multi_mcq", "number", "text", "open"]
-VerdictFate = Literal["parsed", "unparsed", "truncated", "error"]
-VERDICT_FATES: tuple[VerdictFate, ...] = get_args(VerdictFate)
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -66,6 +63,8 @@ class Record:
     cluster: str
     """What is resampled as one in a bootstrap: seed question, scene, source item."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of the row that decide what is right (`Benchmark.scored_by`)."""
 
     @property
     def segments(self) -> Segments:
@@ -81,72 +80,21 @@ class Reading(NamedTuple):
     method: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The judgement of one reply. An unparsed, truncated or failed one scores 0; it is never guessed."""
-
-    parsed: str | None
-    score: float
-    fate: VerdictFate
-    method: str = ""
-    """The rule that read the answer, or why there is none."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.score <= 1:
-            raise ValueError(f"verdict: score: expected 0..1, got {self.score}")
-        if self.fate not in VERDICT_FATES:
-            raise ValueError(f"verdict: fate: expected one of {', '.join(VERDICT_FATES)}, got {self.fate!r}")
-        if self.parse_ok != (self.parsed is not None) or (self.score and not self.parse_ok):
-            raise ValueError(f"verdict: a reply that is {self.fate} cannot have {self.parsed!r} with {self.score}")
-
-    @property
-    def parse_ok(self) -> bool:
-        """Whether an answer was read."""
-        return self.fate == "parsed"
-
-
 class Scored(NamedTuple):
-    """A question with the score of its reply: what aggregation takes."""
+    """A question with the score of its reply: what aggregation takes, where there is no `Prediction`."""
 
     record: Record
     score: float
 
+    @property
+    def group(self) -> Mapping[str, str]:
+        """What the question is reported under."""
+        return self.record.group
 
-@dataclass(frozen=True, kw_only=True)
-class Aggregate:
-    """The numbers of a run as its benchmark defines them, all in 0..1."""
-
-    n: int
-    headline: dict[str, float | None]
-    """The first one is the number the benchmark is known by. None: it cannot be formed from what was scored."""
-    groups: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Score by group: `{"category": {"math": 0.5}}`."""
-    notes: tuple[str, ...] = ()
-    """What is missing or special about these numbers."""
-
-
-def count_fates(verdicts: Iterable[Verdict]) -> dict[VerdictFate, int]:
-    """How many replies met each fate. They sum to the number of verdicts; every fate has an entry."""
-    counts = Counter(verdict.fate for verdict in verdicts)
-    return {fate: counts[fate] for fate in VERDICT_FATES}
-
-
-def mean(scores: Iterable[float]) -> float:
-    """Plain mean. Raises ValueError if there is nothing to average."""
-    values = list(scores)
-    if not values:
-        raise ValueError("aggregate: expected at least one scored reply, got none")
-    return sum(values) / len(values)
-
-
-def by_group(scored: Sequence[Scored], name: str) -> dict[str, float]:
-    """Mean score for each value of the group `name`, in alphabetical order. Raises ValueError if nothing was scored."""
-    if not scored:
-        mean(())
-    scores: dict[str, list[float]] = {}
-    for record, score in scored:
-        scores.setdefault(record.group[name], []).append(score)
-    return {value: mean(scores[value]) for value in sorted(scores)}
+    @property
+    def cluster(self) -> str:
+        """What the question is resampled with."""
+        return self.record.cluster
 
 
 def interleave(text: str, media: Sequence[Media]) -> Segments:

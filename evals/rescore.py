@@ -2,6 +2,7 @@
 
 `record` holds columns of the benchmark's data set. Those that decide what is right have to be there
 (`Benchmark.scored_by`); pictures and groups need not. `answer` is understood where the data set says `ground_truth`.
+The rows of our own runs are such rows; sample logs of other toolkits are turned into them (`evals.logs`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks import Benchmark, example, find
+from .logs import read
 from .questions import Record
 
 Row = Mapping[str, Any]
@@ -22,7 +24,7 @@ def rescore(rows: Iterable[Row], benchmark: str, protocol: str) -> Iterator[dict
 
     `truncated: true` in a row marks a reply cut off by its budget, and `response: null` one that never came. Rows of a
     `kind` other than `item` hold no reply and are left out. Raises ValueError with one line for a row that cannot be
-    read.
+    read, or that our run of another benchmark wrote.
     """
     found = find(benchmark)
     found.protocol(protocol)
@@ -30,6 +32,9 @@ def rescore(rows: Iterable[Row], benchmark: str, protocol: str) -> Iterator[dict
     for number, row in enumerate(rows, start=1):
         if row.get("kind", "item") != "item":
             continue
+        asked = str(row.get("protocol", benchmark)).partition(":")[0]
+        if asked != benchmark:
+            raise ValueError(f"row {row.get('id', number)!r}: expected a run of {benchmark}, got one of {asked!r:.60}")
         record = _record(row, found, template, number)
         reply = row["response"]
         if reply is not None and not isinstance(reply, str):
@@ -46,7 +51,7 @@ def rescore(rows: Iterable[Row], benchmark: str, protocol: str) -> Iterator[dict
 
 
 def rescore_file(source: Path, benchmark: str, protocol: str, out: Path) -> list[dict[str, Any]]:
-    """Rescores the JSONL file `source` into the JSONL file `out`, which appears only once it is complete.
+    """Rescores `source`, such rows or a toolkit's log, into the JSONL file `out`, which appears once it is complete.
 
     A torn last line of `source`, as a kill leaves it, is left out. Raises ValueError with one line naming file and line
     for anything else that cannot be read.
@@ -54,12 +59,11 @@ def rescore_file(source: Path, benchmark: str, protocol: str, out: Path) -> list
     if out.resolve() == source.resolve():
         raise ValueError(f"{out}: expected another file than the one that is read")
     try:
-        verdicts = list(rescore(_rows(source), benchmark, protocol))
+        verdicts = list(rescore(read(source, benchmark), benchmark, protocol))
     except OSError as error:
         raise ValueError(f"{source}: cannot be read: {error.strerror}") from None
     except ValueError as error:
-        message = str(error)
-        raise ValueError(message if message.startswith(str(source)) else f"{source}: {message}") from None
+        raise ValueError(f"{source}: {error}") from None
     if not verdicts:
         raise ValueError(f"{source}: expected rows with id, record and response, got none")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,23 +72,6 @@ def rescore_file(source: Path, benchmark: str, protocol: str, out: Path) -> list
         file.writelines(json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts)
     part.replace(out)
     return verdicts
-
-
-def _rows(source: Path) -> Iterator[Row]:
-    # Bytes, not str.splitlines(): a reply may hold U+2028, which JSON does not escape.
-    *lines, last = source.read_bytes().split(b"\n")
-    for number, line in enumerate([*lines, last], start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines) + 1:
-                return  # torn by a kill
-            raise ValueError(f"{source}: line {number}: expected a JSON object, got {line[:60]!r} ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{source}: line {number}: expected a JSON object, got {line[:60]!r}")
-        yield row
 
 
 def _record(row: Row, benchmark: Benchmark, template: Row, number: int) -> Record:

@@ -1,11 +1,13 @@
 """Ask, score, write down, sum up; and compare two runs.
 
-The file of a run has one row per item in the order of the items, only ever grows, and is all that is needed to go on
-after a kill. A run that was killed anywhere, even in the middle of a line, and started again leaves the same file.
+The file of a run has one row per item, only ever grows while there is something to ask, and is all that is needed to
+go on after a kill. A run that was killed anywhere, even in the middle of a line, and started again ends with the same
+file.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from .records import FATES, Item, Prediction, Reply, Result
-from .scorers import exact_match
+from .records import Item, Prediction, Reply, Result, Verdict, count_fates
+from .scorers import EXACT, Scoring
 from .stats import PairedDifference, paired_difference, wilson
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 64
 """Items asked at once: enough for a model to sort them by length, few enough that a kill loses little."""
@@ -24,35 +28,53 @@ _ROW_START = b'{"id": "'
 
 
 class Model(Protocol):
-    """Whatever can answer items: a local model, a server, a fake."""
+    """Whatever can answer items: a local model, a server, a fake.
+
+    Where replies may depend on their neighbours (padding changes the last bit of a sum), the model has an attribute
+    `whole_chunks = True`: a chunk that a kill has cut is then asked whole, and only what was missing is written.
+    """
 
     def generate(self, items: Sequence[Item]) -> list[Reply]:
-        """One reply for each item, in the same order."""
+        """One reply for each item, in the same order; their media are decoded. Raises Interrupted where it must end."""
         ...
 
 
-def evaluate(model: Model, items: Sequence[Item], out: Path | None = None, run: str = "") -> list[Prediction]:
+class Interrupted(ValueError):
+    """Asking cannot go on. `replies` are those that came, in the order of the items, None where none did."""
+
+    def __init__(self, message: str, replies: Sequence[Reply | None] = ()) -> None:
+        super().__init__(message)
+        self.replies = replies
+
+
+def evaluate(
+    model: Model, items: Sequence[Item], out: Path | None = None, run: str = "", scoring: Scoring = EXACT
+) -> list[Prediction]:
     """Ask and score every item; predictions in the order of `items`.
 
     With `out`, rows are appended as they come, and items that the file already holds are not asked again. `run` says
-    in your words who is asked and how (checkpoint, decoding); it is stored in the rows. Raises ValueError, before
-    anything is asked, if ids repeat, if an item's answer cannot be given, or if `out` holds a row of other items, of
-    a changed question or answer, or of another `run`.
+    in your words who is asked (checkpoint); it is stored in the rows. An item whose media cannot be decoded, or whose
+    request alone fails, gets the fate `error`. Raises ValueError, before anything is asked, if ids repeat, if an item's
+    answer cannot be given, or if `out` holds a row of other items, of a changed question or answer, of another `run`
+    or of another protocol.
     """
-    _check(items)
+    if repeated := _repeated([item.id for item in items]):
+        raise ValueError(f"items: expected unique ids, got {repeated!r} twice")
+    for item in items:
+        scoring.check(item)
     digests = {item.id: item.digest for item in items}
-    done = {} if out is None else _resume(out, digests, run)
+    done = {} if out is None else _resume(out, digests, run, scoring.protocol)
     with tqdm(total=len(items), desc=run or "evaluate", disable=None) as bar:
         # Chunks are cut before finished items are left out, so that after a kill the model meets the same batches.
         for start in range(0, len(items), CHUNK):
             chunk = items[start : start + CHUNK]
-            asked = [item for item in chunk if item.id not in done]
-            fresh = [_predict(item, reply, digests[item.id], run) for item, reply in _ask(model, asked)]
-            if out is not None and fresh:
-                _append(out, fresh)
+            fresh = _answer(model, [item for item in chunk if item.id not in done], chunk, digests, run, scoring, out)
             done.update({prediction.id: prediction for prediction in fresh})
             bar.update(len(chunk))
-    return [done[item.id] for item in items]
+    predictions = [done[item.id] for item in items]
+    if out is not None:
+        _settle(out, predictions)
+    return predictions
 
 
 def summarise(predictions: Sequence[Prediction]) -> Result:
@@ -63,19 +85,25 @@ def summarise(predictions: Sequence[Prediction]) -> Result:
 
 
 def compare(before: Sequence[Prediction], after: Sequence[Prediction], seed: int = 0) -> PairedDifference:
-    """after − before on the same items. Raises ValueError if ids, questions or answers of the two runs differ."""
-    asked = {prediction.id: prediction.digest for prediction in before}
+    """after − before on the same items. Raises ValueError if ids, questions, answers or protocols differ."""
+    asked = {prediction.id: prediction for prediction in before}
     for prediction in after:
-        if asked.get(prediction.id, prediction.digest) != prediction.digest:
+        other = asked.get(prediction.id, prediction)
+        if other.digest != prediction.digest:
             raise ValueError(f"compare: item {prediction.id!r} was another question or answer in the two runs")
+        if other.protocol != prediction.protocol:
+            raise ValueError(
+                f"compare: expected one protocol, got {other.protocol!r} and {prediction.protocol!r} for item "
+                f"{prediction.id!r}"
+            )
     return paired_difference(scores(before), scores(after), seed=seed)
 
 
 def scores(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Score (0 or 1) by item id: what the functions of `evals.stats` take. Raises ValueError if an id repeats."""
+    """Score by item id: what the functions of `evals.stats` take. Raises ValueError if an id repeats."""
     if repeated := _repeated([prediction.id for prediction in predictions]):
         raise ValueError(f"expected one prediction for each item, got {repeated!r} twice")
-    return {prediction.id: float(prediction.correct) for prediction in predictions}
+    return {prediction.id: prediction.score for prediction in predictions}
 
 
 def read(path: Path) -> list[Prediction]:
@@ -90,44 +118,69 @@ def read(path: Path) -> list[Prediction]:
     return rows
 
 
-def _check(items: Sequence[Item]) -> None:
-    if repeated := _repeated([item.id for item in items]):
-        raise ValueError(f"items: expected unique ids, got {repeated!r} twice")
-    for item in items:
-        # Published benchmarks hold answers that their own scorer refuses verbatim. Better to know before the run.
-        if not exact_match(item.answer, f"Answer: {item.answer}", truncated=False).value:
-            raise ValueError(
-                f"item {item.id!r}: answer {item.answer!r} would not be scored as correct if a model gave it: "
-                "expected one line with more than punctuation"
-            )
-
-
 def _repeated(ids: list[str]) -> str | None:
     return next((key for key, count in Counter(ids).items() if count > 1), None)
 
 
-def _ask(model: Model, items: list[Item]) -> list[tuple[Item, Reply]]:
-    replies = model.generate(items) if items else []
-    if len(replies) != len(items):
-        raise ValueError(f"model.generate: expected {len(items)} replies, one for each item, got {len(replies)}")
-    return list(zip(items, replies, strict=True))
+def _answer(
+    model: Model,
+    missing: list[Item],
+    chunk: Sequence[Item],
+    digests: dict[str, str],
+    run: str,
+    scoring: Scoring,
+    out: Path | None,
+) -> list[Prediction]:
+    """Predictions for the items of a chunk that are `missing`; those that came are in the file, however it ends."""
+    if not missing:
+        return []
+    asked, errors = [], {}
+    for item in chunk if getattr(model, "whole_chunks", False) else missing:
+        try:
+            asked.append(item.loaded())
+        except ValueError as error:
+            errors[item.id] = Reply("", False, error=str(error))
+            logger.warning("%s: counted as an error", error)
+    interrupted = None
+    try:
+        replies: Sequence[Reply | None] = model.generate(asked) if asked else []
+    except Interrupted as error:
+        interrupted, replies = error, error.replies or [None] * len(asked)
+    if len(replies) != len(asked):
+        raise ValueError(f"model.generate: expected {len(asked)} replies, one for each item, got {len(replies)}")
+    came = errors | {item.id: reply for item, reply in zip(asked, replies, strict=True) if reply is not None}
+    fresh = [_predict(item, came[item.id], digests[item.id], run, scoring) for item in missing if item.id in came]
+    if out is not None and fresh:
+        _append(out, fresh)
+    if interrupted is not None:
+        raise interrupted
+    return fresh
 
 
-def _predict(item: Item, reply: Reply, digest: str, run: str) -> Prediction:
-    score = exact_match(item.answer, reply.text, reply.truncated)
+def _predict(item: Item, reply: Reply, digest: str, run: str, scoring: Scoring) -> Prediction:
+    verdict = Verdict(parsed=None, score=0, fate="error", method=reply.error)
+    if not reply.error:
+        verdict = scoring.score(item, reply)
     return Prediction(
         id=item.id,
-        kind=item.kind,
-        reply=reply.text,
+        question=item.question,
+        response=None if reply.error else reply.text,
+        truncated=reply.truncated,
         answer=item.answer,
-        parsed=score.parsed,
-        fate=score.fate,
+        parsed=verdict.parsed,
+        score=verdict.score,
+        fate=verdict.fate,
+        method=verdict.method,
         digest=digest,
+        protocol=scoring.protocol,
         run=run,
+        group=item.group,
+        cluster=item.cluster,
+        record=item.record,
     )
 
 
-def _resume(out: Path, digests: dict[str, str], run: str) -> dict[str, Prediction]:
+def _resume(out: Path, digests: dict[str, str], run: str, protocol: str) -> dict[str, Prediction]:
     """Finished items of `out` by id. A torn last line is cut off, but only once the file is known to be ours."""
     if not out.exists():
         return {}
@@ -140,6 +193,8 @@ def _resume(out: Path, digests: dict[str, str], run: str) -> dict[str, Predictio
             reason = "had another question, image or answer"
         elif row.run != run:
             reason = f"is of run {row.run!r}, not {run!r}"
+        elif row.protocol != protocol:
+            reason = f"is of protocol {row.protocol!r}, not {protocol!r}"
         elif row.id in done:
             reason = "occurs twice"
         if reason:
@@ -160,16 +215,28 @@ def _append(out: Path, predictions: list[Prediction]) -> None:
         file.writelines(prediction.to_json() + "\n" for prediction in predictions)
 
 
+def _settle(out: Path, predictions: list[Prediction]) -> None:
+    """Rows in the order of the items: after an interruption those that came late stand behind."""
+    if [row.id for row in read(out)] == [prediction.id for prediction in predictions]:
+        return
+    part = out.with_name(out.name + ".part")
+    part.write_text("".join(p.to_json() + "\n" for p in predictions), encoding="utf-8", newline="\n")
+    part.replace(out)
+
+
 def _result(predictions: Sequence[Prediction], kinds: dict[str, Result]) -> Result:
     n = len(predictions)
     if n == 0:
         raise ValueError("summarise: expected at least one prediction, got none")
-    fates = Counter(prediction.fate for prediction in predictions)
+    fates = count_fates(predictions)
+    if any(prediction.score not in (0, 1) for prediction in predictions):
+        raise ValueError("summarise: expected scores of 0 or 1; partial credit is for `evals.comparison`")
+    correct = sum(prediction.correct for prediction in predictions)
     return Result(
         n=n,
-        fates={fate: fates[fate] for fate in FATES},
-        accuracy=fates["correct"] / n,
-        interval=wilson(fates["correct"], n),
-        parse_rate=(fates["correct"] + fates["wrong"]) / n,
+        fates=fates,
+        accuracy=correct / n,
+        interval=wilson(correct, n),
+        parse_rate=fates["parsed"] / n,
         kinds=kinds,
     )

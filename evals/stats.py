@@ -1,7 +1,13 @@
 """How far a number can be trusted. All intervals are 95 %; all differences are later − earlier, in shares (0..1).
 
-A run enters as its scores by item id. Runs are compared on identical ids only: the same question, asked twice, varies
-much less than two samples of questions do, and a pairing that silently drops items compares something else.
+What is drawn again in the bootstrap is a cluster: the items that share a seed question, a scene or a source, since they
+are right and wrong together. `resample` draws sums over clusters, and whatever is a function of such sums (see
+`evals.aggregate`) has its interval. The functions that take scores by item id are those where every item is a cluster.
+
+Runs are compared on identical ids only: the same question, asked twice, varies much less than two samples of questions
+do, and a pairing that silently drops items compares something else.
+
+Shape letters: A runs, C clusters, P patterns, F columns of sums, R resamples.
 """
 
 from __future__ import annotations
@@ -20,7 +26,12 @@ RESAMPLES = 10_000
 MIN_GAP = 0.02
 """A gap to the teacher below two points is not a gap one can recover a share of."""
 
+POWER = 0.8
+"""With which a real difference of the size `detectable` would be found at the 5 % level."""
+
 _TAILS = (0.025, 0.975)
+_BLOCK = 2**22
+"""Counts held at once while resampling: 32 MiB of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +104,14 @@ def paired_difference(before: Scores, after: Scores, seed: int = 0) -> PairedDif
     """
     scores = _align(before=before, after=after)
     b, a = scores
-    sampled_b, sampled_a = _resample(scores, seed)
+    sampled_b, sampled_a = _means(scores, seed)
     gained, lost = int((a > b).sum()), int((a < b).sum())
     return PairedDifference(
         n=len(b),
         before=float(b.mean()),
         after=float(a.mean()),
         difference=float((a - b).mean()),
-        interval=_percentiles(sampled_a - sampled_b),
+        interval=percentiles(sampled_a - sampled_b),
         gained=gained,
         lost=lost,
         p_value=mcnemar(gained, lost),
@@ -110,29 +121,81 @@ def paired_difference(before: Scores, after: Scores, seed: int = 0) -> PairedDif
 def gap_recovery(before: Scores, after: Scores, teacher: Scores, seed: int = 0) -> GapRecovery:
     """The share of the way from `before` to `teacher` that `after` has gone, with its bootstrap percentile interval.
 
-    The ratio is formed inside each resample, from the same resampled items for the three runs. It is undefined (None)
-    where the interval of teacher − before includes 0, or where that difference is under two points. An end of the
-    interval can be infinite: then a share of the resamples has no gap at all.
     Raises ValueError, naming ids, unless all three runs have the same ones.
     """
     scores = _align(before=before, after=after, teacher=teacher)
     b, a, t = (float(row.mean()) for row in scores)
-    sampled_b, sampled_a, sampled_t = _resample(scores, seed)
-    low, high = _percentiles(sampled_t - sampled_b)
-    undefined = ""
-    if low <= 0 <= high:
-        undefined = f"the interval of teacher − before includes 0: [{low:.3f}, {high:.3f}]"
-    elif abs(t - b) < MIN_GAP:
-        undefined = f"teacher − before is under {100 * MIN_GAP:.0f} points: {100 * (t - b):.1f}"
-    value, interval = None, None
-    if not undefined:
-        value = (a - b) / (t - b)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = (sampled_a - sampled_b) / (sampled_t - sampled_b)
-        interval = _percentiles(ratios[~np.isnan(ratios)])  # 0/0 says nothing; x/0 stays infinite
+    value, interval, undefined = recovery((b, a, t), _means(scores, seed))
     return GapRecovery(
         n=scores.shape[1], before=b, after=a, teacher=t, value=value, interval=interval, undefined=undefined
     )
+
+
+def recovery(values: tuple[float, float, float], sampled_AR: np.ndarray) -> tuple[float | None, Interval | None, str]:
+    """(after − before) / (teacher − before), its interval, and why it is undefined, from before, after and teacher.
+
+    The ratio is formed inside each resample, from the same resampled clusters for the three runs. It is undefined
+    (None) where the interval of teacher − before includes 0, or where that difference is under two points. An end of
+    the interval can be infinite: then a share of the resamples has no gap at all.
+    """
+    before, after, teacher = values
+    sampled_b, sampled_a, sampled_t = sampled_AR
+    low, high = percentiles(sampled_t - sampled_b)
+    if not (low > 0 or high < 0):
+        return None, None, f"the interval of teacher − before includes 0: [{low:.3f}, {high:.3f}]"
+    if abs(teacher - before) < MIN_GAP:
+        lead = f"{100 * (teacher - before):.1f}"
+        return None, None, f"teacher − before is under {100 * MIN_GAP:.0f} points: {lead}"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (sampled_a - sampled_b) / (sampled_t - sampled_b)
+    return (after - before) / (teacher - before), percentiles(ratios), ""  # 0/0 says nothing; x/0 stays infinite
+
+
+def null_variance(difference: float, sampled_R: np.ndarray, clusters: int) -> float:
+    """Variance that a paired difference would have if there were none, with as much changing between the runs.
+
+    The bootstrap variance is taken around the observed difference; difference² / clusters puts it around 0. For 0/1
+    scores of single items this is ψ/n, with ψ the share of items that differ, as in McNemar's test.
+    """
+    return float(np.nanvar(sampled_R)) + difference**2 / clusters
+
+
+def detectable(variance: float) -> float | None:
+    """The smallest true difference that such a comparison finds: 80 % power, 5 % level, two-sided.
+
+    (z(0.975) + z(0.8)) · √variance = 2.80 · √(ψ/n) for 0/1 scores of single items. None where nothing differs between
+    the runs: then there is nothing to estimate it from.
+    """
+    z = NormalDist().inv_cdf
+    return (z(_TAILS[1]) + z(POWER)) * math.sqrt(variance) if variance > 0 else None
+
+
+def resample(sum_CF: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Sums [R, F] over clusters drawn with replacement, from their rows [C, F].
+
+    Clusters with equal rows are interchangeable, so we draw how often each pattern of rows occurs. The law is that of
+    drawing clusters, at the cost of a handful of patterns where scores are 0 or 1.
+    """
+    clusters = len(sum_CF)
+    pattern_PF, count_P = np.unique(sum_CF, axis=0, return_counts=True)
+    sampled_RF = np.empty((RESAMPLES, sum_CF.shape[1]))
+    step = max(1, _BLOCK // len(pattern_PF))
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
+        drawn_RP = generator.multinomial(clusters, count_P / clusters, size=rows)
+        sampled_RF[start : start + rows] = drawn_RP @ pattern_PF
+    # Sums of equal scores are then equal, in whatever order they were added.
+    return np.round(sampled_RF, 9)
+
+
+def percentiles(sampled_R: np.ndarray) -> Interval:
+    """95 % percentile interval; NaN, where a resample has no value, is left out. NaN twice if none has one."""
+    known = sampled_R[~np.isnan(sampled_R)]
+    if not known.size:
+        return math.nan, math.nan
+    # Without interpolation: between a finite and an infinite ratio there is no number.
+    low, high = np.quantile(known, _TAILS, method="inverted_cdf")
+    return float(low), float(high)
 
 
 def _align(**runs: Scores) -> np.ndarray:
@@ -153,19 +216,6 @@ def _align(**runs: Scores) -> np.ndarray:
     return np.array([[run[key] for key in first] for run in runs.values()], dtype=np.float64)
 
 
-def _resample(scores: np.ndarray, seed: int) -> np.ndarray:
-    """Means [run, resample] of `scores` [run, item] over items drawn with replacement, the same items for each run.
-
-    Items with equal scores in all runs are interchangeable, so we draw how often each pattern of scores occurs. The
-    law is that of drawing ids, at the cost of a handful of patterns instead of n items.
-    """
-    n = scores.shape[1]
-    patterns, counts = np.unique(scores.T, axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
-    return (drawn @ patterns / n).T
-
-
-def _percentiles(samples: np.ndarray) -> Interval:
-    # Without interpolation: between a finite and an infinite ratio there is no number.
-    low, high = np.quantile(samples, _TAILS, method="inverted_cdf")
-    return float(low), float(high)
+def _means(scores: np.ndarray, seed: int) -> np.ndarray:
+    """Means [run, resample] of `scores` [run, item] over items drawn with replacement, the same items for each run."""
+    return resample(scores.T, np.random.default_rng(seed)).T / scores.shape[1]

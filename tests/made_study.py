@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 
-from evals import Prediction
 from vlm_dopd.study.records import write_json
+
+from .predicted import predicted
 
 KINDS = ("which", "sum")
 
@@ -17,9 +18,8 @@ def answers(path, share, count, seed, kinds=KINDS):
     rows = []
     for q in range(count):
         right = 0.7 * hard[q] + 0.3 * generator.random() < share
-        facts = {"parsed": "1" if right else "2", "fate": "correct" if right else "wrong"}
-        row = Prediction(id=f"q{q}", kind=kinds[q % len(kinds)], reply="", answer="1", digest="d", run="r", **facts)
-        rows.append(row.to_json() + "\n")
+        group = {"kind": kinds[q % len(kinds)]}
+        rows.append(predicted(f"q{q}", "correct" if right else "wrong", run="r", group=group).to_json() + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(rows))
 

@@ -16,7 +16,14 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDENT = ROOT / "assets" / "student"
-COMMANDS = {"demo": ("--out", "--seed", "KEY=VALUE"), "train": ("CONFIG", "KEY=VALUE"), "eval": ("--limit", "--view")}
+COMMANDS = {
+    "demo": ("--out", "--seed", "KEY=VALUE"),
+    "train": ("CONFIG", "KEY=VALUE"),
+    "eval": ("--limit", "--benchmarks"),
+    "compare": ("--teacher",),
+    "rescore": ("--protocol",),
+    "study": ("--report-only", "KEY=VALUE"),
+}
 ENV = {
     **os.environ,
     **{"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
@@ -40,6 +47,24 @@ REFUSED = {
     "no such builder": (
         ["eval", "{student}", "{0}/data.jsonl", "--view", "privileged", "--builder", "boxs"],
         r"did you mean 'boxes'",
+    ),
+    "neither questions nor benchmarks": (["eval", "{student}"], r"expected a file of questions, or --benchmarks"),
+    "no such benchmark": (["eval", "{student}", "fixture", "--benchmarks", "mmstr"], r"did you mean 'mmstar'"),
+    "no such protocol": (
+        ["eval", "{student}", "fixture", "--benchmarks", "mmstar", "--protocol", "offical"],
+        r"protocol 'offical' is unknown: did you mean 'official'",
+    ),
+    "no such rows": (["eval", "{student}", "{0}/nowhere", "--benchmarks", "mmstar"], r"mmstar: expected 'fixture'"),
+    "a column is missing": (["eval", "{student}", "{0}/data.jsonl", "--benchmarks", "mmstar"], r"expected a column"),
+    "torn benchmark rows": (["eval", "{student}", "{0}/torn.jsonl", "--benchmarks", "mmstar"], r"torn\.jsonl"),
+    "pixels of nothing": (
+        ["eval", "{student}", "fixture", "--benchmarks", "mmstar", "--pixels", "9"],
+        r"expected MIN,MAX",
+    ),
+    "nothing to compare": (["compare", "{0}/empty", "{0}/empty"], r"expected a file of predictions or the folder"),
+    "rows of another benchmark": (
+        ["rescore", "{0}/data.jsonl", "--benchmark", "mmstar", "--protocol", "toolkit", "--out", "{0}/scored.jsonl"],
+        r"data\.jsonl",
     ),
     "demo into a used folder": (["demo", "--out", "{0}/used"], r"used is not empty.*--out.*resume=true"),
     "demo of no method": (["demo", "--method", "dopdd", "--out", "{0}/new"], r"did you mean 'dopd'"),

@@ -14,7 +14,8 @@ from evals import benchmarks
 from evals.benchmarks import available, example, find
 from evals.benchmarks.mmmu import DOMAIN_OF, candidates, parse_letter
 from evals.benchmarks.vsibench import DIRECTIONS, NUMERIC, mra
-from evals.questions import VERDICT_FATES, Media, Record, Scored, Verdict, count_fates, interleave, options_in
+from evals.questions import Media, Record, Scored, interleave, options_in
+from evals.records import FATES, Verdict, count_fates
 
 stable = settings(deadline=None, derandomize=True, max_examples=25)
 
@@ -197,7 +198,7 @@ def test_fates_sum_to_n():
     assert [verdict.fate for verdict in verdicts] == ["parsed", "unparsed", "truncated", "error", "parsed", "truncated"]
     assert [verdict.score for verdict in verdicts] == [1, 0, 0, 0, 1, 0]
     counts = count_fates(verdicts)
-    assert counts == {"parsed": 2, "unparsed": 1, "truncated": 2, "error": 1} and tuple(counts) == VERDICT_FATES
+    assert counts == {"parsed": 2, "unparsed": 1, "truncated": 2, "error": 1} and tuple(counts) == FATES
 
 
 CONTRADICTIONS = [("A", 1.5, "parsed"), (None, 1.0, "unparsed"), ("A", 0.0, "unparsed"), (None, 0.0, "parsed")]

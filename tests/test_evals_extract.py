@@ -179,9 +179,9 @@ def test_a_number_is_the_same_however_it_is_written(number):
 
 
 def test_exact_match_gives_each_reply_one_fate():
-    assert exact_match("7", "Answer: 7.0", truncated=False).fate == "correct"
-    assert exact_match("7", "Answer: 8", truncated=False).fate == "wrong"
+    assert exact_match("7", "Answer: 7.0", truncated=False).fate == "parsed"
+    assert exact_match("7", "Answer: 8", truncated=False).fate == "parsed"
     assert exact_match("7", "Seven.", truncated=False).fate == "unparsed"
     assert exact_match("1", "Answer: 1", truncated=True).fate == "truncated"  # it may have been about to say 12
-    assert [exact_match("7", f"Answer: {n}", truncated=False).value for n in (7, 8)] == [1, 0]
+    assert [exact_match("7", f"Answer: {n}", truncated=False).score for n in (7, 8)] == [1, 0]
     assert exact_match("7", "Answer: 8", truncated=False).parsed == "8"

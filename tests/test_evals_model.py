@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3Config, Qwen3ForCausalLM
 
 from evals import Item, evaluate
+from evals.decoded import Video
 from evals.model import HFModel
 
 STUDENT = Path(__file__).parent.parent / "assets" / "student"
@@ -238,3 +239,36 @@ def test_a_run_from_pixels_to_file(student, tmp_path):
     out.write_bytes(content[: len(content) * 2 // 3])
     assert evaluate(model, MIXED, out, run="student") == first
     assert out.read_bytes() == content
+
+
+def film(number, count, fps=10.0):
+    """A question about `count` frames of noise, a second apart."""
+    rng = np.random.default_rng(number)
+    frames = tuple(Image.fromarray(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)) for _ in range(count))
+    content = [{"type": "video"}, {"type": "text", "text": "How many balls?"}]
+    video = Video(frames, tuple(float(second) for second in range(count)), fps)
+    return Item(id=f"v{number}", messages=({"role": "user", "content": content},), videos=(video,), answer="7")
+
+
+def test_frames_of_a_video_reach_the_model_with_their_times(student):
+    model, processor = student
+    films = [film(0, 4), film(1, 3), film(2, 1)]
+    seen, prompts = [], []
+    hooks = [
+        model.model.visual.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(kwargs["grid_thw"].tolist()), with_kwargs=True
+        ),
+        model.register_forward_pre_hook(lambda _, args, kwargs: prompts.append(kwargs["input_ids"]), with_kwargs=True),
+    ]
+    try:
+        alone = [answers(model, processor, [one], 1, tokens=4)[0] for one in films]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Two frames make one patch in time; an odd last frame, or a single one, is doubled.
+    assert [grid[0][0] for grid in seen] == [2, 2, 1]
+    texts = [processor.tokenizer.decode(ids[0]) for ids in prompts if ids.shape[1] > 1]
+    for text, times in zip(texts, ((0.5, 2.5), (0.5, 2.0), (0.0,)), strict=True):
+        assert [f"<{time:.1f} seconds>" in text for time in times] == [True] * len(times)
+        assert text.count("seconds>") == len(times)
+    assert answers(model, processor, [films[0], MIXED[0], films[1], MIXED[1]], 4, tokens=4)[::2] == alone[:2]

@@ -5,8 +5,12 @@ import time
 
 import pytest
 
+from evals import Prediction
 from evals.benchmarks import available, example, find
 from evals.rescore import rescore, rescore_file
+
+from .bench import scoring
+from .toolkit_logs import lmms_row, save_json_lines
 
 NAMES = available()
 
@@ -77,6 +81,55 @@ def test_rescore_file(tmp_path):
     assert [verdict["score"] for verdict in verdicts] == [1, 0]
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == verdicts
     assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
+
+
+def predicted(name, number, reply, **told):
+    benchmark, case = find(name), example(name)[0]
+    record = benchmark.record(case.row, benchmark.sources[case.source])
+    fate = {"parsed": None, "score": 0.0, "fate": "error", "method": ""}
+    return Prediction(
+        id=f"{record.id}/{number}", question="", response=reply, truncated=False, answer="", digest="0", **fate,
+        **{"protocol": f"{name}:official:1a2b3c4d5e6f", "record": dict(record.columns), **told},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_of_ours_is_scored_again(name, tmp_path):
+    case = example(name)[0]
+    rows = [predicted(name, 0, case.good), predicted(name, 1, case.bad), predicted(name, 2, None)]
+    source = tmp_path / "run.jsonl"
+    source.write_text("".join(row.to_json() + "\n" for row in rows), encoding="utf-8")
+    verdicts = rescore_file(source, name, "toolkit", tmp_path / "out.jsonl")
+    assert [(verdict["id"], verdict["fate"], verdict["score"]) for verdict in verdicts] == [
+        (rows[0].id, "parsed", 1.0), (rows[1].id, "parsed", 0.0), (rows[2].id, "error", 0.0),
+    ]  # fmt: skip
+    other = next(other for other in NAMES if other != name)
+    with pytest.raises(ValueError, match=f"run.jsonl: row .*/0': expected a run of {other}, got one of '{name}'"):
+        rescore_file(source, other, "toolkit", tmp_path / "out.jsonl")
+
+
+def test_held_out_questions_of_training_are_no_benchmark(tmp_path):
+    source = tmp_path / "run.jsonl"
+    source.write_text(predicted("mmstar", 0, "B", protocol="held-out:exact:1").to_json(), encoding="utf-8")
+    with pytest.raises(ValueError, match="expected a run of mmstar, got one of 'held-out'"):
+        rescore_file(source, "mmstar", "toolkit", tmp_path / "out.jsonl")
+
+
+def test_the_benchmark_of_scoring_counts_every_reply():
+    told = scoring.measure(scoring.TINY)
+    assert told["replies"] == scoring.TINY == 8 * told["replies_by_benchmark"]
+    for protocol in ("official", "toolkit"):
+        assert sum(told["fates"][protocol].values()) == scoring.TINY
+        assert set(told["seconds_by_benchmark"][protocol]) == set(NAMES)
+    assert json.dumps(told)
+
+
+def test_a_log_of_another_toolkit_is_scored(tmp_path):
+    case = example("mmstar")[0]
+    source = save_json_lines(tmp_path / "log", [lmms_row("mmstar", 5, case.row, reply) for reply in (case.good,)])
+    (verdict,) = rescore_file(source, "mmstar", "toolkit", tmp_path / "out.jsonl")
+    assert verdict["id"] == 5 and verdict["score"] == 1
+    assert list(verdict) == ["id", "parsed", "score", "parse_ok", "fate", "method"]
 
 
 BAD_FILES = [

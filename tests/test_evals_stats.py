@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from evals.stats import MIN_GAP, gap_recovery, mcnemar, paired_difference, wilson
+from evals.stats import (
+    MIN_GAP,
+    RESAMPLES,
+    detectable,
+    gap_recovery,
+    mcnemar,
+    null_variance,
+    paired_difference,
+    percentiles,
+    recovery,
+    resample,
+    wilson,
+)
 
 stable = settings(deadline=None, derandomize=True)
 bits = st.lists(st.booleans(), min_size=1, max_size=60)
@@ -185,3 +197,88 @@ def test_an_interval_of_recovery_is_never_a_nan():
     result = gap_recovery(run([0] * 8), run([1] * 3 + [0] * 5), run([1] * 4 + [0] * 4))
     assert result.value == 0.75
     assert not any(math.isnan(end) for end in result.interval)
+
+
+def drawn(rows, seed=0):
+    return resample(np.array(rows, dtype=float), np.random.default_rng(seed))
+
+
+def test_a_resample_holds_as_many_clusters_and_the_same_ones_for_every_run():
+    rng = np.random.default_rng(1)
+    score = rng.integers(0, 11, 300) / 10
+    ours = drawn(np.stack([np.ones(300), score, score, 1 - score], axis=1))
+    assert ours.shape == (RESAMPLES, 4)
+    assert (ours[:, 0] == 300).all()
+    assert (ours[:, 1] == ours[:, 2]).all() and (ours == np.round(ours, 9)).all()  # equal runs differ by nothing
+    assert ours[:, 1] + ours[:, 3] == pytest.approx(np.full(RESAMPLES, 300))
+    assert ours[:, 1].mean() / 300 == pytest.approx(score.mean(), abs=1e-3)
+    assert ours[:, 1].std() / 300 == pytest.approx(score.std() / np.sqrt(300), rel=0.03)
+
+
+def test_many_patterns_are_drawn_in_blocks_by_the_same_law():
+    # 1,500 patterns, so that the counts of all resamples are never held at once.
+    score = np.linspace(0, 1, 1500)
+    ours = drawn(score[:, None])[:, 0] / 1500
+    assert len(np.unique(ours)) > 0.9 * RESAMPLES  # no block repeats another
+    assert (ours.mean(), ours.std()) == (
+        pytest.approx(0.5, abs=5e-4),
+        pytest.approx(score.std() / np.sqrt(1500), rel=0.03),
+    )
+
+
+def test_percentiles_leave_out_what_has_no_value():
+    assert percentiles(np.array([np.nan, *np.arange(1, 41)])) == (1.0, 39.0)
+    assert percentiles(np.array([1.0, np.inf])) == (1.0, np.inf)
+    assert np.isnan(percentiles(np.array([np.nan, np.nan]))).all()
+
+
+def test_intervals_of_clusters_cover_the_truth():
+    """95 % intervals of a mean of clustered items hold the truth about 95 times in 100; those of items do not."""
+    rng = np.random.default_rng(11)
+    held = {"clusters": 0, "items": 0}
+    for trial in range(120):
+        right = rng.random((60, 8)) < rng.beta(1, 1, 60)[:, None]  # clusters of eight with a rate of their own
+        sums = {"clusters": right.sum(axis=1), "items": right.ravel()}
+        for unit, sum_C in sums.items():
+            low, high = percentiles(drawn(sum_C[:, None], seed=trial)[:, 0] / 480)
+            held[unit] += low <= 0.5 <= high
+    assert 108 <= held["clusters"] <= 119
+    assert held["items"] < 96
+
+
+@stable
+@given(st.integers(1, 300), st.integers(0, 300), st.integers(100, 700))
+def test_what_can_be_detected_follows_from_the_share_that_differs(gained, lost, same):
+    """(1.96 + 0.84) · √(ψ/n): the same for +30 −0 and +15 −15, which McNemar's test weighs alike."""
+    n = gained + lost + same
+    change = np.array([1] * gained + [-1] * lost + [0] * same, dtype=float)
+    sampled_R = np.array([change.mean() - change.std() / np.sqrt(n), change.mean() + change.std() / np.sqrt(n)])
+    variance = null_variance(change.mean(), sampled_R, n)
+    assert variance == pytest.approx((gained + lost) / n**2)
+    assert detectable(variance) == pytest.approx(2.8016 * np.sqrt((gained + lost) / n) / np.sqrt(n), rel=1e-4)
+
+
+def test_a_detectable_difference_is_found_four_times_in_five():
+    rng = np.random.default_rng(2)
+    n, psi = 1500, 0.2
+    true = detectable(psi / n)
+    chances = [(psi + true) / 2, (psi - true) / 2, 1 - psi]
+    found = [mcnemar(gained, lost) < 0.05 for gained, lost, _ in rng.multinomial(n, chances, size=2000).tolist()]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)  # the exact test is a little shy
+
+
+def test_nothing_that_differs_detects_nothing():
+    assert detectable(null_variance(0.0, np.zeros(9), 100)) is None
+    assert null_variance(0.0, np.array([np.nan, -0.1, 0.1]), 100) == pytest.approx(0.01)
+
+
+def test_recovery_without_a_resample_that_has_a_value_is_undefined():
+    value, interval, undefined = recovery((0.1, 0.2, 0.9), np.full((3, 5), np.nan))
+    assert (value, interval) == (None, None) and "includes 0" in undefined
+
+
+def test_recovery_of_a_ratio_is_formed_inside_each_resample():
+    sampled_AR = np.array([[0.1, 0.2, 0.3], [0.2, 0.4, 0.4], [0.5, 0.6, 0.7]])
+    value, interval, _ = recovery((0.2, 0.3, 0.6), sampled_AR)
+    assert value == pytest.approx(0.25)
+    assert interval == (pytest.approx(0.25), pytest.approx(0.5))

@@ -15,7 +15,17 @@ from tests.test_methods import reordered
 from tests.windows import window
 from vlm_dopd.config import RunConfig, save_config
 from vlm_dopd.errors import ConfigError
-from vlm_dopd.methods import STUDENT_PLAIN, STUDENT_PRIVILEGED, TEACHER_PLAIN, TEACHER_PRIVILEGED, Component, Role
+from vlm_dopd.methods import (
+    STUDENT_PLAIN,
+    STUDENT_PRIVILEGED,
+    TEACHER_PLAIN,
+    TEACHER_PRIVILEGED,
+    Component,
+    Role,
+    available,
+    find,
+)
+from vlm_dopd.methods._ablations import draws
 from vlm_dopd.methods.dopd import DOPD
 from vlm_dopd.methods.dopd_plus import DOPDPlus
 from vlm_dopd.methods.opd import OPD
@@ -76,6 +86,24 @@ def test_the_random_route_is_a_matter_of_seed_step_and_place_alone():
     assert torch.stack(hits).mean().item() == pytest.approx(share_R.square().sum().item(), abs=0.02)
 
 
+def test_lots_of_groups_siblings_and_positions_are_all_different():
+    """No two responses draw alike, of one length in one place of their groups as they may be."""
+    draw_1N = draws(window(DOPD(), [[5, 5, 5], [5, 5], [5]]), seed=0)
+    assert draw_1N.shape == (1, 30) and draw_1N.unique().numel() == 30
+
+
+def test_the_random_route_takes_in_rows_without_p_that_are_routed():
+    """They are dealt regimes like all others, and the figures of the gap are over them as well."""
+    scores = window(DOPD(), LENGTHS, seed=1, privileged=0.3)
+    by_gap_N, random_N = (regimes_of(scores, route=route, route_without_p=True) for route in ("gap", "random"))
+    assert torch.equal(by_gap_N.bincount(minlength=5), random_N.bincount(minlength=5))
+    for side_N in (scores.has_privilege_N, ~scores.has_privilege_N):
+        assert (by_gap_N != random_N)[side_N].float().mean() > 0.3
+    figures = DOPD(route_without_p=True).weights(scores)[1]
+    gap_N = (scores.logp_N[STUDENT_PRIVILEGED] - scores.logp_N[TEACHER_PRIVILEGED]).abs()
+    assert figures["gap/mean"] == pytest.approx(gap_N.mean().item(), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -108,6 +136,13 @@ def test_gaps_are_compared_in_float64():
     assert names(DOPD().weights(with_scores(DOPD(), [-1e-8, 0.0], [-3.0, -3.0]))[0]) == ["LL", "HS"]
 
 
+def test_whose_top_k_is_a_setting_of_every_regime_that_has_one():
+    """That of LH, LL and HS and of rows without p; the full vocabulary of HT has no K unless it is ablated."""
+    for settings, owned in (({}, [True, True, False, True, True]), ({"strategy": "topk"}, [True] * 5)):
+        owners = [component.divergence.owner for component in DOPD(owner="target", **settings).components]
+        assert owners == ["target" if one else "student" for one in owned]
+
+
 # Improvements
 
 
@@ -134,6 +169,15 @@ def test_guard_sends_a_certain_teachers_rejections_to_it():
     assert names(off_RN) == ["HS", "HT", "HS", "HS", "LL"] and names(on_RN) == ["HT", "HT", "HS", "HS", "LL"]
     assert on_RN[:, 0].tolist() == [0, 0, 1, 0, 0]
     assert on["guard/certain_in_HS"] == off["guard/certain_in_HS"] == pytest.approx(1 / 3)
+
+
+def test_equal_opinions_are_nothing_for_the_guard():
+    """q_T = q_S is HT by the paper's ≥, however certain the teacher is: the figure counts the one token of HS alone."""
+    entropy = {TEACHER_PRIVILEGED: torch.tensor([0.1, 0.2, 3.0, 4.0]), STUDENT_PRIVILEGED: torch.zeros(4)}
+    method = DOPDPlus(gap_quantile=0.0)
+    scores = with_scores(method, [-1.0, -1.0, -1.0, -1.0], [-1.0, -1.0, -1.0, -3.0], entropy_N=entropy)
+    weight_RN, figures = method.weights(scores)
+    assert names(weight_RN) == ["HT", "HT", "HT", "HS"] and figures["guard/certain_in_HS"] == 0
 
 
 def test_median_entropy_is_that_of_ordinary_tokens_with_p():
@@ -183,6 +227,13 @@ def test_roles_are_what_the_switches_need():
     targets = [component.target for component in DOPDPlus(self_teacher="ema").components]
     assert targets == [TEACHER_PRIVILEGED, ema, TEACHER_PRIVILEGED, ema, TEACHER_PRIVILEGED]
     assert [s.name for s in DOPDPlus(gap="js").statistics] == ["gap"] and not DOPDPlus(gap="difference").statistics
+
+
+def test_merged_stops_are_off_unless_asked_for():
+    """No method merges them of itself; it takes no part in routing."""
+    assert not any(find(name)().merge_stops for name in available())
+    method = DOPDPlus(merge_stops=True)
+    assert (method.roles, method.components, method.strengths) == (GAPS, DOPD().components, DOPD().strengths)
 
 
 def test_matched_scales_agree_where_student_and_target_do():

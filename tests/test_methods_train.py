@@ -7,7 +7,9 @@ need what a configuration lacks say so.
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -55,6 +57,7 @@ SETTINGS = {
     "gap by JS": {"method.name": "dopd_plus", "method.gap": "js"},
     "difference of gaps": {"method.name": "dopd_plus", "method.gap": "difference", "method.gap_quantile": 0.75},
     "moving average": {"method.name": "dopd_plus", "method.self_teacher": "ema", "method.softness": 0.5},
+    "merged stops": {"method.name": "dopd_plus", "method.merge_stops": True, "method.gap": "js"},
     "half references": {"method.name": "gkd", "method.own_share": 0.5},
     "column of references": {"method.name": "sft", "rollout.reference": "answer"},
 }
@@ -78,6 +81,26 @@ def test_text_only_and_without_p(text_pair, tmp_path, name):
     config = method_settings(text_pair, tmp_path, name, **options)
     finished(config)
     assert math.isfinite(read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["loss"])
+
+
+def test_merged_stops_are_those_of_both_models_everywhere(pair, tmp_path):
+    """Scores, loss, copies, rollouts and thresholds take the teacher's second stop for the student's one. Where they
+    are not merged a policy knows nothing of it."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(pair[1], teacher)
+    own = json.loads((teacher / "generation_config.json").read_text())["eos_token_id"]
+    (teacher / "generation_config.json").write_text(json.dumps({"eos_token_id": [own, 11]}))
+    options = {"model.teacher": str(teacher), "method.self_teacher": "ema"}
+    for merge, stops in ((True, (11, own)), (False, ())):
+        options["method.merge_stops"] = merge
+        trainer = run.build_trainer(method_settings(pair, tmp_path / str(merge), "dopd_plus", **options))
+        window = trainer.window_builder
+        assert trainer.student is window.policies["student"]
+        assert {name: policy.merged for name, policy in window.policies.items()} == dict.fromkeys(
+            ("student", "teacher", "ema"), stops
+        )
+        assert window.completions.engine.eos == list(stops or (own,))
+        assert (11 in window.special_ids.tolist()) == merge
 
 
 KEPT = {

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+import evals
+from evals import suite
+from evals.text import TASKS
 from privileged import PrivilegedRecord, Sample, build_views
 from privileged.audit import audit_row
 from privileged.builders import discloses
+from privileged.images import load_image
 from privileged.readers import write_example
 from privileged.records import SCHEMA
 from tests.test_trainer import finished, settings
@@ -142,6 +146,35 @@ def test_the_method_of_the_readme_works(text, tmp_path, pair):
         sys.modules.pop("vlm_dopd.methods.surest", None)
     logged = read_metrics(tmp_path / "run" / "run" / "metrics.jsonl")[0]
     assert 0.2 < logged["share/kept"] < 0.35 and logged["loss/sure"] > 0
+
+
+def test_the_benchmark_of_the_readme_works(text, tmp_path):
+    """A reader who copies it has a benchmark: at most 25 lines of code, asked, scored and summed up."""
+    block = python_block(text, "BENCHMARK")
+    assert len([line for line in block.splitlines() if line]) <= 25
+    (tmp_path / "signs.py").write_text(block)
+    folders = evals.benchmarks.__path__
+    folders.append(str(tmp_path))
+
+    class Sure:
+        def generate(self, items):
+            return [evals.Reply("The answer is B.", False) for _ in items]
+
+    try:
+        plan = suite.plan(["signs"], "toolkit", "fixture", load_image)
+        figures = suite.run_all(plan, lambda tokens: Sure(), tmp_path / "run", who="sure")
+        assert "signs" in evals.benchmarks.available()
+    finally:
+        folders.remove(str(tmp_path))
+        sys.modules.pop("evals.benchmarks.signs", None)
+    assert figures["benchmarks"]["signs"]["headlines"]["accuracy"]["run"]["value"] == 1
+    (row,) = evals.read(tmp_path / "run" / "signs.jsonl")
+    assert row.question == "<image>Which?\nA. stop\nB. yield" and row.parsed == "B"
+
+
+def test_every_benchmark_is_named(text):
+    """A user learns what there is to choose from."""
+    assert not [name for name in [*evals.benchmarks.available(), *TASKS] if f"`{name}`" not in text]
 
 
 def test_the_reader_lines_of_the_readme_work(text, tmp_path, monkeypatch, capsys):

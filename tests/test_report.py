@@ -14,10 +14,12 @@ from PIL import Image
 from privileged import DataError, PrivilegedRecord, Region, Sample
 from vlm_dopd.report import write_report
 from vlm_dopd.report.charts import PAINT, draw_charts
-from vlm_dopd.report.collect import Reply, collect
+from vlm_dopd.report.collect import collect
 from vlm_dopd.report.examples import QUOTA, choose, count_stories
 from vlm_dopd.report.overlay import picture
 from vlm_dopd.report.page import duration, headline, number, percent, shorten
+
+from .predicted import predicted
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }} Größe 大 \u202e\ud800"
 KINDS = ("sum", "where")
@@ -72,10 +74,9 @@ def reply(index: int, model: str) -> dict[str, object]:
     before, after = ([False] * 3 + [True] * 3 + [False, True])[index % 8], index % 8 < 6
     right = {"before": before, "after": after, "teacher": True}[model]
     text = f"{model} says so.\nAnswer: {4 if right else 5}"
-    fate = "correct" if right else ("wrong", "unparsed", "truncated")[index % 3]
-    kind = KINDS[index // 8 % 2]
-    parsed = "4" if right else None
-    return {"id": f"s{index}", "kind": kind, "reply": text, "answer": "4", "parsed": parsed, "fate": fate}
+    outcome = "correct" if right else ("wrong", "unparsed", "truncated")[index % 3]
+    made = predicted(f"s{index}", outcome, response=text, answer="4", group={"kind": KINDS[index // 8 % 2]})
+    return json.loads(made.to_json())
 
 
 def training(step: int, method: str) -> dict[str, float]:
@@ -155,7 +156,7 @@ def test_page_and_json_hold_the_same_numbers(dopd: Path) -> None:
     for story in figures["stories"].values():
         assert str(story) in page.text
     for example in figures["examples"]:
-        assert all(answer["reply"] in page.text for answer in example["replies"].values())
+        assert all(answer["response"] in page.text for answer in example["replies"].values())
 
 
 def test_json_holds_what_the_run_logged(dopd: Path) -> None:
@@ -197,8 +198,10 @@ def test_text_of_data_is_never_markup(tmp_path: Path) -> None:
     kinds = {HOSTILE: {"before": 0.2, "after": 0.7, "teacher": 0.95, "n": 12}}
     run = write_run(tmp_path / "run", method=HOSTILE, by_kind=kinds)
     for model in ("before", "after", "teacher"):
-        rows = [reply(index, model) | {"reply": HOSTILE, "kind": HOSTILE, "answer": HOSTILE} for index in range(N)]
-        rows[1]["fate"] = HOSTILE
+        rows = [
+            reply(index, model) | {"response": HOSTILE, "group": {"kind": HOSTILE}, "answer": HOSTILE}
+            for index in range(N)
+        ]
         (run / f"evals/{model}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (run / "config.yaml").write_text("x: <b onclick=y>é</b>", encoding="utf-8")
     (run / "versions.json").write_text(json.dumps({HOSTILE: HOSTILE}))
@@ -306,10 +309,7 @@ def test_selection_shows_every_story_over_the_kinds(dopd: Path, samples: list[Sa
 
 
 def test_selection_fills_up_and_leaves_out_what_has_no_reply(samples: list[Sample]) -> None:
-    def right(index: int) -> Reply:
-        return Reply(id=f"s{index}", kind="sum", reply="4", answer="4", parsed="4", fate="correct")
-
-    replies = {f"s{index}": right(index) for index in range(20)}
+    replies = {f"s{index}": predicted(f"s{index}", group={"kind": "sum"}) for index in range(20)}
     evals = {"before": replies, "after": replies, "teacher": replies}
     assert [example.sample.id for example in choose(evals, samples)] == [f"s{index}" for index in range(8)]
     assert choose({**evals, "teacher": {}}, samples) == []

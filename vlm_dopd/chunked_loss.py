@@ -71,6 +71,7 @@ class LossOutput(NamedTuple):
 @torch.no_grad()
 def score_tokens(hidden_NH: Tensor, head: Head, token_N: Tensor, chunk: int = CHUNK) -> Scored:
     """Sampled log-probability and entropy of N tokens, chunk by chunk, in float32."""
+    token_N = head.scored_as(token_N)
     logp_N = hidden_NH.new_zeros(token_N.shape, dtype=torch.float32)
     entropy_N = torch.zeros_like(logp_N)
     buffers = _buffers(2, min(chunk, token_N.numel()), head)
@@ -89,6 +90,7 @@ def compare_tokens(
     first: Scored, second: Scored, token_N: Tensor, functions: Sequence[Callable[..., Tensor]], chunk: int = CHUNK
 ) -> list[Tensor]:
     """For each function of (logp_nV of the first, logp_nV of the second, token_n) -> [n] its values, [N]."""
+    token_N = first.head.scored_as(token_N)
     values = [torch.zeros(token_N.shape, device=first.hidden_NH.device) for _ in functions]
     buffers = _buffers(3, min(chunk, token_N.numel()), first.head)
     with torch.autocast(first.hidden_NH.device.type, enabled=False):
@@ -112,7 +114,8 @@ def routed_loss(
     Backward runs once: it scales the gradients where they lie, since a second copy of the head's may be gigabytes.
     """
     with torch.autocast(hidden_NH.device.type, enabled=False):  # its gradient products too are in the head's dtype
-        return LossOutput(*_RoutedLoss.apply(hidden_NH, head.weight_UH, head.detach(), token_N, tuple(terms), chunk))
+        token_N, detached = head.scored_as(token_N), head.detach()
+        return LossOutput(*_RoutedLoss.apply(hidden_NH, head.weight_UH, detached, token_N, tuple(terms), chunk))
 
 
 class _RoutedLoss(torch.autograd.Function):
@@ -149,7 +152,7 @@ class _RoutedLoss(torch.autograd.Function):
                     )
                     if p != present[0]:
                         grad_nV[rows] += out_nV
-            head.product_gradient(grad_nV, logp_nV, log_total_n1)
+            head.product_gradient(grad_nV, logp_nV, log_total_n1, h_nH)
             if grad_hidden_NH is not None:
                 grad_hidden_NH[index_n] = (grad_nV.to(weight_UH.dtype) @ head.weight_VH).float()
             if grad_weight_UH is not None:

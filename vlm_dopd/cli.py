@@ -1,17 +1,16 @@
-"""`vlm-dopd demo | train | eval | study | annotate`: parses and calls, nothing else. Heavy imports wait."""
+"""`vlm-dopd demo | train | study`, and those of `eval_cli` and `annotate`: parses and calls. Heavy imports wait."""
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .annotate.cli import app as annotate
+from .eval_cli import app as evaluation
+from .quiet import quiet
 
 app = typer.Typer(
     name="vlm-dopd",
@@ -22,15 +21,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(annotate)
+app.add_typer(evaluation)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace the file's, as dotted key=value.", metavar="KEY=VALUE")
 ]
-
-
-class View(StrEnum):
-    plain = "plain"
-    privileged = "privileged"
 
 
 @app.command()
@@ -41,7 +36,7 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/demo-METHOD-SEED.")] = None,
 ) -> None:
     """Distil the bundled Qwen3-VL pair: minutes on two CPU cores, nothing to download."""
-    _quiet()
+    quiet()
     from .config import load_config
     from .demo import RECIPE, demo
 
@@ -54,7 +49,7 @@ def demo(
 @app.command()
 def train(config: Annotated[Path, typer.Argument(help="YAML file of the run.")], overrides: Overrides = None) -> None:
     """Train a student as CONFIG says."""
-    _quiet()
+    quiet()
     from .config import load_config
 
     settings = load_config(config, overrides)
@@ -64,34 +59,6 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
     typer.echo(f"student, metrics and checkpoints: {run}")
 
 
-@app.command("eval")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder of the model, with its processor.")],
-    data: Annotated[Path, typer.Argument(help="Questions with answers: .parquet, .jsonl or .json.")],
-    view: Annotated[View, typer.Option(help="Prompt: the deployed one, or the one with p.")] = View.plain,
-    builder: Annotated[str, typer.Option(help="How p is rendered, for --view privileged.")] = "boxes",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
-    limit: Annotated[int | None, typer.Option(help="Only the first N questions.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option(help="File for one JSON row a question; resumes if it exists.")] = None,
-) -> None:
-    """Exact-match accuracy of a model's final answers, with a 95 % interval."""
-    _quiet()
-    import evals
-    from privileged import get_builder
-
-    from .data import SampleDataset
-    from .evaluation import ask, items
-    from .roles import load_policy, load_processor, tokenizer_of
-
-    processor = load_processor(model)
-    policy = load_policy(model, tokenizer_of(processor))
-    questions = items(SampleDataset(data, limit), get_builder(builder), view.value)
-    result = evals.summarise(ask(policy.model, processor, questions, max_new_tokens, f"{model} {view.value}", out))
-    typer.echo(str(result))
-    for kind, one in result.kinds.items():
-        typer.echo(f"  {kind or 'all'}: {one}")
-
-
 @app.command()
 def study(
     file: Annotated[Path, typer.Argument(help="YAML file of the study.")],
@@ -99,7 +66,7 @@ def study(
     report_only: Annotated[bool, typer.Option("--report-only", help="Only rebuild table and page.")] = False,
 ) -> None:
     """Train and test all cells of FILE with all seeds; then one table and one page. Goes on where it was."""
-    _quiet()
+    quiet()
     from rich.console import Console
 
     from .errors import TrainingError
@@ -140,19 +107,6 @@ def _fail(error: Exception, code: int) -> int:
     line = str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
     typer.echo(f"vlm-dopd: {line}", err=True)
     return code
-
-
-def _quiet() -> None:
-    """Our bars and lines only: loading bars and advice of the libraries would bury them."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("vlm_dopd").setLevel(logging.INFO)
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -76,10 +76,24 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
+class BenchmarkConfig:
+    """Published benchmarks that the student is asked during training, whenever `train.eval_steps` says."""
+
+    names: list[str] = field(default_factory=list)
+    protocol: str = "toolkit"
+    data: str = "hub"
+    """Where their rows are: hub, fixture, a file or a folder."""
+    limit: int | None = 100
+    """Only the first N rows of each source: enough for a curve, too few for a result."""
+    max_new_tokens: int | None = None
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    benchmarks: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     method: dict[str, Any] = field(default_factory=lambda: {"name": "dopd"})
     train: dict[str, Any] = field(default_factory=dict)
     output_dir: str = "runs/dopd"
@@ -212,6 +226,7 @@ def _check_ranges(config: RunConfig) -> None:
         ("data.max_prompt_tokens", data.max_prompt_tokens, data.max_prompt_tokens >= 1, "at least 1"),
         ("data.max_pass_tokens", data.max_pass_tokens, data.max_pass_tokens >= 1, "at least 1"),
         ("data.eval_limit", data.eval_limit, data.eval_limit is None or data.eval_limit >= 1, "at least 1, or null"),
+        ("benchmarks.limit", config.benchmarks.limit, (config.benchmarks.limit or 1) >= 1, "at least 1, or null"),
     ):
         if not fits:
             raise ConfigError(f"{name}: expected {expected}, got {value}")

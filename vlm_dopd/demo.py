@@ -15,9 +15,8 @@ from privileged import get_builder
 from .config import RunConfig
 from .data import SampleDataset
 from .errors import ConfigError
-from .evaluation import ask, headline, items
+from .evaluation import headline, items, open_model
 from .report import write_report
-from .roles import load_policy, load_processor, tokenizer_of
 from .run import train
 
 logger = logging.getLogger(__name__)
@@ -67,12 +66,11 @@ def demo(config: RunConfig) -> dict[str, Any]:
 def _measure(config: RunConfig, name: str, held_out: SampleDataset) -> list[evals.Prediction]:
     row = ROWS[name]
     folder = {"student": config.model.student, "teacher": config.model.teacher, "after": config.output_dir}[row.who]
-    processor = load_processor(folder)
-    policy = load_policy(folder, tokenizer_of(processor))
     builder = get_builder(config.data.builder, **config.data.builder_options)
     questions = items(held_out, builder, row.view, config.data.placement)
     out = Path(config.output_dir) / "evals" / f"{name}.jsonl"
-    predictions = ask(policy.model, processor, questions, config.rollout.max_new_tokens, row.title, out)
+    model = open_model(folder, dtype="float32", use_cpu=bool(config.train.get("use_cpu")))
+    predictions = model.ask(questions, config.rollout.max_new_tokens, row.title, out)
     logger.info("%s: %s", row.title, evals.summarise(predictions))
     return predictions
 

@@ -17,7 +17,7 @@ def answer(sample: Sample, text: str, truncated: bool) -> float:
     """As the evaluation of the run judges it. Raises DataError for a sample without a reference answer."""
     if sample.answer is None:
         raise DataError(f"sample {sample.id}: answer: expected one, the reward of this run compares with it")
-    return float(evals.exact_match(sample.answer, text, truncated).value)
+    return evals.exact_match(sample.answer, text, truncated).score
 
 
 def find(name: str) -> Reward:

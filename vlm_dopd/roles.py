@@ -5,7 +5,8 @@ A role is weights × view (`methods.Role`). The weights are here; the views come
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,8 @@ class Policy:
     """Of shared-prefix rows: FlexAttention where there is a CUDA device and SDPA elsewhere, or always one of them."""
     sees_with: Policy | None = None
     """Whose features of images these are too: of a copy that shares a frozen tower with what it is a copy of."""
+    merged: tuple[int, ...] = ()
+    """Ids that count as one token in scores and losses: `Head.merged`."""
 
     @cached_property
     def vision(self) -> VisionOnce:
@@ -62,6 +65,7 @@ class Policy:
             scale=getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
             temperature=temperature,
+            merged=self.merged,
         )
 
 
@@ -71,7 +75,7 @@ def load_policy(
     """The model in folder `path`, from safetensors, without remote code, with the attention of shared-prefix rows.
 
     Raises ConfigError if there is no such model here."""
-    cls = AutoModelForImageTextToText if _sees(path, allow_download) else AutoModelForCausalLM
+    cls = AutoModelForImageTextToText if sees(path, allow_download) else AutoModelForCausalLM
     options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "attn_implementation": ATTENTION}
     model = _load(cls, path, allow_download, **options)
     rows = model.get_output_embeddings().weight.shape[0]
@@ -84,7 +88,7 @@ def load_policy(
 
 def load_processor(path: str, allow_download: bool = False) -> Any:
     """The processor in folder `path`, or the tokenizer of a text-only model."""
-    return _load(AutoProcessor if _sees(path, allow_download) else AutoTokenizer, path, allow_download)
+    return _load(AutoProcessor if sees(path, allow_download) else AutoTokenizer, path, allow_download)
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -135,7 +139,13 @@ def eos_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted({i for i in [*listed, tokenizer.eos_token_id] if i is not None})
 
 
-def _sees(path: str, allow_download: bool) -> bool:
+def with_merged_stops(policies: Mapping[str, Policy], tokenizer: Any) -> dict[str, Policy]:
+    """The same, but that all ids that end a response for one of them are one token for each."""
+    stops = {i for policy in policies.values() for i in eos_ids(policy.model, tokenizer)}
+    return {name: replace(policy, merged=tuple(sorted(stops))) for name, policy in policies.items()}
+
+
+def sees(path: str, allow_download: bool) -> bool:
     """Whether it is a vision-language model; AutoProcessor guesses from files that a tokenizer may bring."""
     return _load(AutoConfig, path, allow_download).model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 

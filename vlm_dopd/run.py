@@ -27,6 +27,7 @@ from privileged import get_builder
 from privileged.probes import PROBES
 
 from . import __version__, rewards
+from .benchmarks import BenchmarkCurves
 from .callbacks import MetricsFile, StopOnNonFiniteGradient
 from .collate import Collator, Encoder
 from .completions import HEADERS, Completions, ReferenceColumn
@@ -34,7 +35,7 @@ from .config import RunConfig, save_config
 from .copies import StudentCopies
 from .data import SampleDataset
 from .errors import ConfigError
-from .evaluation import ask, headline, items
+from .evaluation import OpenModel, headline, items
 from .methods import Method
 from .roles import (
     Policy,
@@ -45,6 +46,7 @@ from .roles import (
     load_policy,
     load_processor,
     tokenizer_of,
+    with_merged_stops,
 )
 from .rollout import Engine
 from .rollout.hf import HFRollout
@@ -80,7 +82,10 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     set_seed(args.seed)
     processor = load_processor(config.model.student, config.model.allow_download)
     student, frozen = _load_policies(config, processor, args.device)
-    method = config.build_method()
+    method, tokenizer = config.build_method(), tokenizer_of(processor)
+    if method.merge_stops:
+        frozen = with_merged_stops({"student": student, **frozen}, tokenizer)
+        student = frozen.pop("student")
     if note := getattr(sys.modules[type(method).__module__], "OPEN", None):
         logger.info("%s", note)
     copies = StudentCopies(student, method)
@@ -90,8 +95,7 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     if missing := {role.weights for role in method.roles} - set(policies):
         raise ConfigError(f"model.{missing.pop()}: expected a model, method {config.method['name']} scores with it")
     collator = _collator(config, method, Encoder(processor, student.model))
-    tokenizer = tokenizer_of(processor)
-    special = [*eos_ids(student.model, tokenizer), *banned_ids(student.model, tokenizer)]
+    special = [*(student.merged or eos_ids(student.model, tokenizer)), *banned_ids(student.model, tokenizer)]
     completions = _completions(config, method, policies, collator, args.seed)
 
     def build_window(ranks: Any) -> WindowBuilder:
@@ -104,12 +108,12 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         student=student,
         build_window=build_window,
         copies=copies,
-        evaluate_student=_evaluator(config, student, processor, eval_data) if eval_data else None,
+        evaluate_student=_evaluator(config, OpenModel(student.model, processor), eval_data),
         args=args,
         train_dataset=SampleDataset(
             config.data.train, policy=policy, kinds=config.data.train_kinds, shuffle_p=config.data.shuffle_p
         ),
-        eval_dataset=eval_data,
+        eval_dataset=eval_data or [],  # what is asked is the evaluator's; without any, Trainer would refuse eval_steps
         data_collator=collator,
         processing_class=processor,
         callbacks=[MetricsFile(Path(config.output_dir) / "metrics.jsonl"), StopOnNonFiniteGradient()],
@@ -152,7 +156,8 @@ def _completions(
 ) -> Completions:
     student, teacher = policies["student"], policies["teacher"]
     tokenizer = tokenizer_of(collator.encoder.processor)
-    pad, eos, banned = tokenizer.pad_token_id, eos_ids(student.model, tokenizer), banned_ids(student.model, tokenizer)
+    pad, banned = tokenizer.pad_token_id, banned_ids(student.model, tokenizer)
+    eos = list(student.merged) or eos_ids(student.model, tokenizer)
     if config.rollout.temperature != 1:
         logger.warning("rollouts at temperature %s; scores and losses at temperature 1", config.rollout.temperature)
     references: Engine | None = None
@@ -187,12 +192,21 @@ def _attention(config: RunConfig, policy: Policy) -> str:
 
 
 def _evaluator(
-    config: RunConfig, student: Policy, processor: Any, data: SampleDataset
-) -> Callable[[], dict[str, float]]:
-    questions = items(data, get_builder("none"), "plain")
+    config: RunConfig, student: OpenModel, data: SampleDataset | None
+) -> Callable[[int], dict[str, float]] | None:
+    """What to ask the student at a step. Raises DataError or ConfigError now for what could not be asked then."""
+    questions = items(data, get_builder("none"), "plain") if data else []
+    benchmarks = BenchmarkCurves(config.benchmarks, Path(config.output_dir)) if config.benchmarks.names else None
+    if not questions and benchmarks is None:
+        return None
 
-    def evaluate() -> dict[str, float]:
-        return headline(ask(student.model, processor, questions, config.rollout.max_new_tokens, "held-out"))
+    def evaluate(step: int) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        if questions:
+            figures |= headline(student.ask(questions, config.rollout.max_new_tokens, "held-out"))
+        if benchmarks is not None:
+            figures |= benchmarks.ask(student, step)
+        return figures
 
     return evaluate
 

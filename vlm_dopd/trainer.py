@@ -40,7 +40,7 @@ class DopdTrainer(Trainer):
         student: Policy,
         build_window: Callable[[Any], WindowBuilder],
         copies: StudentCopies,
-        evaluate_student: Callable[[], dict[str, float]] | None = None,
+        evaluate_student: Callable[[int], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=student.model, **kwargs)
@@ -138,10 +138,13 @@ class DopdTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out figures, logged as `eval/...`."""
         if self.evaluate_student is None:
-            raise TrainingError("evaluation: expected data.eval, got nothing")
-        metrics = {f"eval_{name}": value for name, value in self.evaluate_student().items()}
+            raise TrainingError("evaluation: expected data.eval or benchmarks.names, got nothing")
+        found = self.evaluate_student(self.state.global_step)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)
-        logger.info("step %d: held-out accuracy %.1f %%", self.state.global_step, 100 * metrics["eval_accuracy"])
+        shown = {name.removeprefix("benchmark/"): found[name] for name in found if name not in ("low", "high")}
+        told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in shown.items())
+        logger.info("step %d: held-out %s", self.state.global_step, told)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

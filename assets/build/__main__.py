@@ -1,6 +1,7 @@
 """`python -m assets.build` makes everything in `assets/`; `python -m assets.build teacher` only the teacher.
 
-The steps do not depend on each other's output, so `teacher` and `student` may run side by side, a core each.
+The steps do not depend on each other's output, so `teacher` and `student` may run side by side, a core each. `scaling`
+makes the further models of `studies/scaling.yaml`, in `assets/scaling/`; they are not shipped: it runs if named only.
 """
 
 from __future__ import annotations
@@ -22,29 +23,36 @@ from .tables import TEXT_HELDOUT, TEXT_TRAIN, heldout_scenes, write_data
 from .train import make_model
 
 ASSETS = Path(__file__).resolve().parent.parent
-STEPS = ("data", "teacher", "student", "evaluate")
+BUNDLED = ("teacher", "student")
+SCALING = ("middle", "small")
+STEPS = ("data", *BUNDLED, "evaluate")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m assets.build", description=__doc__)
-    parser.add_argument("steps", nargs="*", metavar="step", help=f"of {', '.join(STEPS)}; default: all")
+    parser.add_argument("steps", nargs="*", metavar="step", help=f"of {', '.join(STEPS)} (default: these), scaling")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="torch threads; numbers repeat for a fixed count")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write to (default: assets/)")
     arguments = parser.parse_args()
-    if unknown := sorted(set(arguments.steps) - set(STEPS)):
-        parser.error(f"unknown step {unknown[0]!r}: expected {', '.join(STEPS)}")
+    if unknown := sorted(set(arguments.steps) - {*STEPS, "scaling"}):
+        parser.error(f"unknown step {unknown[0]!r}: expected {', '.join(STEPS)}, scaling")
     torch.set_num_threads(arguments.threads)
     logging.set_verbosity_error()
     steps = arguments.steps or STEPS
     if "data" in steps:
         write_data(arguments.out, arguments.seed)
-    for name in COURSES:
+    for name in BUNDLED:
         if name in steps:
             save_model(name, arguments.out, arguments.seed)
     if "evaluate" in steps:
-        for name in COURSES:
+        for name in BUNDLED:
             note(arguments.out, name, "accuracy", evaluate(arguments.out / name, arguments.seed))
+    if "scaling" in steps:
+        folder = arguments.out / "scaling"
+        for name in SCALING:
+            save_model(name, folder, arguments.seed)
+            note(folder, name, "accuracy", evaluate(folder / name, arguments.seed))
 
 
 def save_model(name: str, out: Path, seed: int) -> None:

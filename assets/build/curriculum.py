@@ -39,15 +39,17 @@ class Course:
 
 # `which` is how a picture is learnt, so a scene is asked for it twice; few scenes lend themselves to `total`.
 ASKED = (*scenes.KINDS, "which", "describe")
+TEACHER = Course(tower_steps=1600, steps=1300, pool=3000, plain_rows=4, privileged_rows=2, learning_rate=2e-3)
+STUDENT = replace(
+    TEACHER, privileged_rows=3,
+    neglected=frozenset({"sum", "difference", "total", "less", "story"}), rare=0.15, hasty=0.75,
+)  # fmt: skip
 COURSES = {
-    "teacher": Course(
-        tower_steps=1600, steps=1300, pool=3000, plain_rows=4, privileged_rows=2, learning_rate=2e-3,
-    ),
-    "student": Course(
-        tower_steps=1600, steps=1300, pool=3000, plain_rows=4, privileged_rows=3, learning_rate=2e-3,
-        neglected=frozenset({"sum", "difference", "total", "less", "story"}), rare=0.15, hasty=0.75,
-    ),
-}  # fmt: skip
+    "teacher": TEACHER,
+    "student": STUDENT,
+    "middle": replace(TEACHER, tower_steps=600, steps=800),
+    "small": replace(STUDENT, tower_steps=600, steps=900, learning_rate=3e-3),
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The two sizes. Qwen3-VL in every part: deepstack, interleaved M-RoPE, grouped queries, padded vocabulary rows."""
+"""The sizes. Qwen3-VL in every part: deepstack, interleaved M-RoPE, grouped queries, padded vocabulary rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalG
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What differs between the models; like 8B and 2B, the student ties its embeddings and the teacher does not."""
+    """What differs between the models; like 8B and 2B, students tie their embeddings and teachers do not."""
 
     hidden: int
     layers: int
@@ -32,7 +32,15 @@ STUDENT = Size(
     hidden=128, layers=4, heads=4, kv_heads=2, mlp=256, tied=True,
     vision_hidden=64, vision_depth=2, vision_mlp=128, deepstack=(0,),
 )  # fmt: skip
-SIZES = {"teacher": TEACHER, "student": STUDENT}
+MIDDLE = Size(
+    hidden=160, layers=4, heads=4, kv_heads=2, mlp=288, tied=False,
+    vision_hidden=80, vision_depth=3, vision_mlp=160, deepstack=(1,),
+)  # fmt: skip
+SMALL = Size(
+    hidden=96, layers=3, heads=4, kv_heads=2, mlp=192, tied=True,
+    vision_hidden=64, vision_depth=2, vision_mlp=128, deepstack=(0,),
+)  # fmt: skip
+SIZES = {"teacher": TEACHER, "student": STUDENT, "middle": MIDDLE, "small": SMALL}
 
 
 def build_model(size: Size, processor: Qwen3VLProcessor, seed: int) -> Qwen3VLForConditionalGeneration:

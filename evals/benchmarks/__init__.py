@@ -17,12 +17,14 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
-from ..questions import Aggregate, Reading, Record, Scored, Segments, Verdict, check_columns, interleave
+from ..aggregate import Aggregate, Graded, Numbers
+from ..questions import Reading, Record, Segments, check_columns, interleave
+from ..records import Verdict
 
 ENTRY_POINTS = "vlm_dopd.benchmarks"
 
@@ -84,7 +86,7 @@ class Benchmark:
     name: str
     title: str
     hub: str
-    """Data set on the Hugging Face hub."""
+    """Data set on the Hugging Face hub, `owner/name`; with `@revision` where it is known that it fits this file."""
     sources: tuple[Source, ...]
     columns: Mapping[str, str]
     """Columns that are read, with their types; see `questions.check_columns`."""
@@ -93,8 +95,9 @@ class Benchmark:
     read: Callable[[Row, Source, int], Record]
     """Row, where it comes from, and its index there."""
     protocols: Mapping[str, Protocol]
-    aggregate: Callable[[Sequence[Scored]], Aggregate]
     licence: str
+    numbers: Numbers = field(default=Numbers())
+    """What it reports; as it stands, the mean over all questions."""
     reproduced: str = ""
     """Published number that real weights have reproduced with this file; empty: none yet."""
     needs_video: bool = False
@@ -113,7 +116,8 @@ class Benchmark:
         where = f"{self.name}: row {row.get('id', index)!r}"
         check_columns(row, self.columns, where)
         try:
-            return self.read(row, source or self.sources[0], index)
+            record = self.read(row, source or self.sources[0], index)
+            return replace(record, columns={name: row[name] for name in self.scored_by if row.get(name) is not None})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
@@ -139,6 +143,10 @@ class Benchmark:
         if reading.parsed is None:
             return Verdict(parsed=None, score=0.0, fate="truncated" if truncated else "unparsed", method=reading.method)
         return Verdict(parsed=reading.parsed, score=reading.score, fate="parsed", method=reading.method)
+
+    def aggregate(self, scored: Sequence[Graded]) -> Aggregate:
+        """The numbers of a run: predictions, or `Scored` records. Raises ValueError if there are none."""
+        return self.numbers.aggregate(scored)
 
     def fingerprint(self, protocol: str) -> str:
         """Hash of what decides a score besides model and decoding: prompts, budget, frames, scorer version.

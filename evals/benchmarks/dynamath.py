@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
 
 from .. import careful
+from ..aggregate import Graded, Headline, Numbers, Table
 from ..extract import visible
 from ..quantities import read_number
-from ..questions import Aggregate, AnswerType, Media, Reading, Record, Scored, by_group, mean, options_in
+from ..questions import AnswerType, Media, Reading, Record, options_in
 from . import Benchmark, Case, Protocol, Row, Source
 
 VARIANTS = 10
@@ -146,23 +148,21 @@ def _short_answer(reply: str) -> str | None:
     return written[-1] if written else None
 
 
-def aggregate(scored: Sequence[Scored]) -> Aggregate:
-    """Mean over all replies, and the worst case: seed questions right in every variant that was scored."""
-    seeds: dict[str, list[Scored]] = {}
-    for item in scored:
-        seeds.setdefault(item.record.cluster, []).append(item)
-    worst = [Scored(items[0].record, min(score for _, score in items)) for items in seeds.values()]
-    partial = sum(len(items) < VARIANTS for items in seeds.values())
-    note = f"{partial} of {len(seeds)} seed questions lack a variant: their worst case is over fewer than {VARIANTS}"
-    return Aggregate(
-        n=len(scored),
-        headline={"average": mean(score for _, score in scored), "worst case": mean(score for _, score in worst)},
-        groups={
-            **{name: by_group(scored, name) for name in ("subject", "level", "variant")},
-            **{f"{name}, worst case": by_group(worst, name) for name in ("subject", "level")},
-        },
-        notes=(note,) if partial else (),
-    )
+def _remarks(scored: Sequence[Graded]) -> Iterator[str]:
+    variants = Counter(item.cluster for item in scored)
+    if partial := sum(count < VARIANTS for count in variants.values()):
+        lacking = f"{partial} of {len(variants)} seed questions lack a variant"
+        yield f"{lacking}: their worst case is over fewer than {VARIANTS}"
+
+
+NUMBERS = Numbers(
+    headlines=(Headline("average"), Headline("worst case", unit="worst of cluster")),
+    tables=(
+        *(Table(name) for name in ("subject", "level", "variant")),
+        *(Table(f"{name}, worst case", by=name, unit="worst of cluster") for name in ("subject", "level")),
+    ),
+    remarks=_remarks,
+)
 
 
 BENCHMARK = Benchmark(
@@ -196,8 +196,8 @@ BENCHMARK = Benchmark(
             origin="VLMEvalKit e8e78f0 asks for the same JSON; reader ours in place of its judge; budget ours",
         ),
     },
-    aggregate=aggregate,
-    licence="see the data card",
+    numbers=NUMBERS,
+    licence="Apache-2.0 by the data card",
 )
 
 _ROW = {

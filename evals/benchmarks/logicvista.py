@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from .. import careful
-from ..questions import Aggregate, AnswerType, Media, Reading, Record, Scored, by_group, mean
+from ..aggregate import Numbers, Table
+from ..questions import AnswerType, Media, Reading, Record
 from . import Benchmark, Case, Protocol, Row, Source
 
 LABELS = dict.fromkeys("ABCDEFGHI", "")
@@ -76,15 +77,6 @@ def careful_reply(record: Record, reply: str) -> Reading:
     return careful.choice(record, reply)
 
 
-def aggregate(scored: Sequence[Scored]) -> Aggregate:
-    """Mean over all questions, and by skill."""
-    return Aggregate(
-        n=len(scored),
-        headline={"accuracy": mean(score for _, score in scored)},
-        groups={"skill": by_group(scored, "skill")},
-    )
-
-
 BENCHMARK = Benchmark(
     name="logicvista",
     title="LogicVista",
@@ -109,7 +101,7 @@ BENCHMARK = Benchmark(
             origin="VLMEvalKit e8e78f0, reader ours in place of its judge; budget ours",
         ),
     },
-    aggregate=aggregate,
+    numbers=Numbers(tables=(Table("skill"),)),
     licence="to be checked in the repository",
     notes=("one gold is blank: at most 447 of 448 can be right",),
 )

@@ -9,13 +9,13 @@ evaluates with latex2sympy; ours evaluates a bounded grammar (`evals.maths`).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from PIL import Image
 
 from .. import careful
+from ..aggregate import Numbers, Table
 from ..maths import evaluate
-from ..questions import Aggregate, Media, Reading, Record, Scored, by_group, lettered, mean
+from ..questions import Media, Reading, Record, lettered
 from . import Benchmark, Case, Protocol, Row, Source
 
 _PHRASES = ("the final answer is", "the answer is", "the correct answer is", "the answer should be")
@@ -174,15 +174,6 @@ def prompt(record: Record) -> str:
     )
 
 
-def aggregate(scored: Sequence[Scored]) -> Aggregate:
-    """Mean over all problems; by level and subject."""
-    return Aggregate(
-        n=len(scored),
-        headline={"accuracy": mean(score for _, score in scored)},
-        groups={name: by_group(scored, name) for name in ("level", "subject")},
-    )
-
-
 BENCHMARK = Benchmark(
     name="mathvision",
     title="MathVision",
@@ -214,8 +205,8 @@ BENCHMARK = Benchmark(
             origin="VLMEvalKit e8e78f0, reader ours in place of its judge; budget ours",
         ),
     },
-    aggregate=aggregate,
-    licence="MIT, to be checked on the data card; the problems come from contests",
+    numbers=Numbers(tables=(Table("level"), Table("subject"))),
+    licence="MIT by the data card; the problems come from contests",
 )
 
 _ROW = {"solution": None, "image": "images/0.jpg", "decoded_image": Image.new("RGB", (64, 48), "white")}

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
 from .. import careful
-from ..questions import Aggregate, Media, Reading, Record, Scored, by_group, lettered, mean
+from ..aggregate import Numbers, Table
+from ..questions import Media, Reading, Record, lettered
 from . import Benchmark, Case, Protocol, Row, Source
 
 DOMAINS = {
@@ -187,15 +188,6 @@ def toolkit_prompt(record: Record) -> str:
     return f"Question: {record.question}\nOptions:\n{options(record, '{letter}. {text}')}\n{asked}"
 
 
-def aggregate(scored: Sequence[Scored]) -> Aggregate:
-    """Mean over all questions; by subject and domain."""
-    return Aggregate(
-        n=len(scored),
-        headline={"accuracy": mean(score for _, score in scored)},
-        groups={name: by_group(scored, name) for name in ("domain", "subject")},
-    )
-
-
 BENCHMARK = Benchmark(
     name="mmmu",
     title="MMMU (validation)",
@@ -226,7 +218,7 @@ BENCHMARK = Benchmark(
             origin="VLMEvalKit e8e78f0, images in their places; open questions stay open; budget ours",
         ),
     },
-    aggregate=aggregate,
+    numbers=Numbers(tables=(Table("domain"), Table("subject"))),
     licence="Apache-2.0, to be checked on the data card; images have terms of their own",
 )
 

@@ -8,12 +8,13 @@ numbers, so they are two protocols: `official` thinks first, `official-direct` d
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
 from .. import careful
-from ..questions import Aggregate, Media, Reading, Record, Scored, by_group, lettered, mean
+from ..aggregate import Graded, Headline, Numbers, Table
+from ..questions import Media, Reading, Record, lettered
 from . import Benchmark, Case, Protocol, Row, Source, mmmu
 
 STANDARD_10, STANDARD_4, VISION = "standard (10 options)", "standard (4 options)", "vision"
@@ -89,18 +90,19 @@ def _asked(record: Record) -> str:
     return f"{record.question}\n{mmmu.options(record, '{letter}. {text}')}"
 
 
-def aggregate(scored: Sequence[Scored]) -> Aggregate:
-    """Mean by setting; the overall number needs ten options and vision."""
-    settings = by_group(scored, "setting")
-    both = [settings[name] for name in (STANDARD_10, VISION) if name in settings]
-    overall = mean(both) if len(both) == 2 else None
-    headline: dict[str, float | None] = {"overall": overall, **settings}
-    return Aggregate(
-        n=len(scored),
-        headline=headline,
-        groups={"setting": settings, "subject": by_group(scored, "subject")},
-        notes=() if len(both) == 2 else (f"no overall number: it needs {STANDARD_10!r} and {VISION!r}",),
-    )
+def _remarks(scored: Sequence[Graded]) -> Iterator[str]:
+    if not {STANDARD_10, VISION} <= {item.group["setting"] for item in scored}:
+        yield f"no overall number: it needs {STANDARD_10!r} and {VISION!r}"
+
+
+NUMBERS = Numbers(
+    headlines=(
+        Headline("overall", by="setting", weights={STANDARD_10: 1, VISION: 1}, together=(STANDARD_10, VISION)),
+        *(Headline(name, by="setting", weights={name: 1}) for name in (STANDARD_10, STANDARD_4, VISION)),
+    ),
+    tables=(Table("setting"), Table("subject")),
+    remarks=_remarks,
+)
 
 
 BENCHMARK = Benchmark(
@@ -141,8 +143,8 @@ BENCHMARK = Benchmark(
             origin="VLMEvalKit e8e78f0; vision wording and budget ours",
         ),
     },
-    aggregate=aggregate,
-    licence="Apache-2.0, to be checked on the data card; images have terms of their own",
+    numbers=NUMBERS,
+    licence="Apache-2.0 by the data card; images have terms of their own",
 )
 
 _OPTIONS = "['granite', 'basalt', 'slate', 'marble', 'chalk', 'flint', 'pumice', 'gneiss', 'schist', 'obsidian']"

@@ -7,12 +7,13 @@ at no word boundary, so a reply that starts with "and" is A. Official aggregatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
 from .. import careful
-from ..questions import Aggregate, Media, Reading, Record, Scored, by_group, mean, options_in
+from ..aggregate import Graded, Headline, Numbers, Table
+from ..questions import Media, Reading, Record, options_in
 from . import Benchmark, Case, Protocol, Row, Source
 
 TOTAL, PER_CATEGORY = 1500, 250
@@ -54,31 +55,30 @@ def four_places(record: Record, reply: str) -> Reading:
     return Reading(found[0] if found else None, 0.0, "one of four places")
 
 
-def aggregate(scored: Sequence[Scored]) -> Aggregate:
-    """Mean over all questions, by category and sub-category; and as the official code divides, on any subset."""
-    hits = sum(score for _, score in scored)
-    categories = by_group(scored, "category")
-    sizes = {name: sum(record.group["category"] == name for record, _ in scored) for name in categories}
-    return Aggregate(
-        n=len(scored),
-        headline={
-            "accuracy": mean(score for _, score in scored),
-            "official (over 1,500)": hits / TOTAL,
-            "mean of sub-categories": mean(by_group(scored, "l2_category").values()),
-        },
-        groups={
-            "category": categories,
-            "category, official (over 250)": {name: categories[name] * sizes[name] / PER_CATEGORY for name in sizes},
-            "l2_category": by_group(scored, "l2_category"),
-        },
-        notes=() if len(scored) == TOTAL else (f"{len(scored)} of {TOTAL}: the official quotients are too low",),
-    )
+def _remarks(scored: Sequence[Graded]) -> Iterator[str]:
+    if len(scored) != TOTAL:
+        yield f"{len(scored)} of {TOTAL}: the official quotients are too low"
+
+
+NUMBERS = Numbers(
+    headlines=(
+        Headline("accuracy"),
+        Headline("official (over 1,500)", over=TOTAL),
+        Headline("mean of sub-categories", by="l2_category"),
+    ),
+    tables=(
+        Table("category"),
+        Table("category, official (over 250)", by="category", over=PER_CATEGORY),
+        Table("l2_category"),
+    ),
+    remarks=_remarks,
+)
 
 
 BENCHMARK = Benchmark(
     name="mmstar",
     title="MMStar",
-    hub="Lin-Chen/MMStar",
+    hub="Lin-Chen/MMStar@bc98d668301da7b14f648724866e57302778ab27",
     sources=(Source(None, "val", TOTAL),),
     columns={
         "index": "id",
@@ -107,8 +107,8 @@ BENCHMARK = Benchmark(
             origin="VLMEvalKit e8e78f0; budget ours",
         ),
     },
-    aggregate=aggregate,
-    licence="see the data card; pictures come from six other benchmarks with terms of their own",
+    numbers=NUMBERS,
+    licence="none on the data card; pictures come from six other benchmarks with terms of their own",
 )
 
 EXAMPLE = (

@@ -7,14 +7,15 @@ types; it is no mean over questions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from .. import careful
+from ..aggregate import Graded, Headline, Numbers, Table
 from ..extract import trim
 from ..quantities import read_number
-from ..questions import Aggregate, Media, Reading, Record, Scored, by_group, mean
+from ..questions import Media, Reading, Record
 from . import Benchmark, Case, Protocol, Row, Source
 
 NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
@@ -104,29 +105,33 @@ def careful_reply(record: Record, reply: str) -> Reading:
     return Reading(careful.shown(value), mra(float(value), float(careful.golds(record)[0])), method)
 
 
-def aggregate(scored: Sequence[Scored]) -> Aggregate:
-    """Mean of the eight tasks that were scored; none unless the directions are all there or all absent."""
-    types = by_group(scored, "task")
-    present = [name for name in DIRECTIONS if name in types]
-    tasks = {name: types[name] for name in TASKS if name in types}
-    notes = []
-    if len(present) == len(DIRECTIONS):
-        tasks[DIRECTION] = mean(types[name] for name in DIRECTIONS)
-    elif present:
-        absent = [name for name in DIRECTIONS if name not in types]
-        notes.append(f"no overall number: {DIRECTION} needs its three types, {', '.join(absent)} not scored")
-    if missing := [name for name in TASKS if name not in tasks]:
-        notes.append(f"{len(tasks)} of {len(TASKS)} tasks: {', '.join(missing)} missing")
-    partial = 0 < len(present) < len(DIRECTIONS)
-    return Aggregate(
-        n=len(scored),
-        headline={
-            "mean of tasks": None if partial else mean(tasks.values()),
-            "mean over questions": mean(score for _, score in scored),
-        },
-        groups={"task": {name: tasks[name] for name in TASKS if name in tasks}, "question_type": types},
-        notes=tuple(notes),
-    )
+# Eight tasks of equal weight: the three question types of "direction" are one of them.
+_WEIGHTS = {name: 1 / len(DIRECTIONS) if name in DIRECTIONS else 1.0 for name in NUMERIC + CHOICE}
+
+
+def _remarks(scored: Sequence[Graded]) -> Iterator[str]:
+    types = {item.group["task"] for item in scored}
+    absent = [name for name in DIRECTIONS if name not in types]
+    if 0 < len(absent) < len(DIRECTIONS):
+        yield f"no overall number: {DIRECTION} needs its three types, {', '.join(absent)} not scored"
+    if missing := [name for name in TASKS if name not in types and (name != DIRECTION or absent)]:
+        yield f"{len(TASKS) - len(missing)} of {len(TASKS)} tasks: {', '.join(missing)} missing"
+
+
+def _task(name: str) -> Headline:
+    if name == DIRECTION:
+        return Headline(name, by="task", weights=dict.fromkeys(DIRECTIONS, 1), together=DIRECTIONS)
+    return Headline(name, by="task", weights={name: 1})
+
+
+NUMBERS = Numbers(
+    headlines=(
+        Headline("mean of tasks", by="task", weights=_WEIGHTS, together=DIRECTIONS),
+        Headline("mean over questions"),
+    ),
+    tables=(Table("task", rows=tuple(map(_task, TASKS))), Table("question_type", by="task")),
+    remarks=_remarks,
+)
 
 
 def _positive(text: str) -> bool:
@@ -139,7 +144,7 @@ def _positive(text: str) -> bool:
 BENCHMARK = Benchmark(
     name="vsibench",
     title="VSI-Bench",
-    hub="nyu-visionx/VSI-Bench",
+    hub="nyu-visionx/VSI-Bench@668dd47863a49c6ee50946df1bf085a039fc95cd",
     sources=(Source(None, "test", 5130),),
     columns={
         "id": "id",
@@ -169,8 +174,8 @@ BENCHMARK = Benchmark(
             frames=32,
         ),
     },
-    aggregate=aggregate,
-    licence="see the data card; videos come from ARKitScenes, ScanNet and ScanNet++ with terms of their own",
+    numbers=NUMBERS,
+    licence="Apache-2.0 by the data card; videos come from ARKitScenes, ScanNet and ScanNet++ with terms of their own",
     needs_video=True,
 )
 

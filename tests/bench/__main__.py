@@ -1,7 +1,7 @@
 """`python -m tests.bench [PART …]`: measures steps against their peers; writes one JSON and prints tables.
 
-Parts: plain, trl, methods, growth, padding, share, loss (see the files of those names, and `step.py`). Without a name
-all are run: two hours on two cores. `--size tiny` tries the machinery in two minutes; its figures mean nothing.
+Parts: plain, trl, methods, growth, padding, share, loss, scoring (see the files of those names, and `step.py`). Without
+a name all are run: two hours on two cores. `--size tiny` tries the machinery in two minutes; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PARTS = ("plain", "trl", "methods", "growth", "padding", "share", "loss")
+PARTS = ("plain", "trl", "methods", "growth", "padding", "share", "loss", "scoring")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    from tests.bench import loss, measure, pair, share, step, trl
+    from tests.bench import loss, measure, pair, scoring, share, step, trl
 
     pair.save_pair(folder, pair.SIZES[arguments.size])
     data = {side: str(pair.save_questions(folder / str(side), [(side, side)] * 4)) for side in (224, 448, 896)}
@@ -54,6 +54,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "padding": lambda: step.measure_padding(step.replace(spec, data=str(uneven), prompts=16)),
         "share": lambda: share.measure(spec, steps),
         "loss": lambda: loss.measure(repeats=steps) if arguments.size == "bench" else loss.measure(**loss.TINY),
+        "scoring": lambda: scoring.measure() if arguments.size == "bench" else scoring.measure(scoring.TINY),
     }
     results: dict[str, Any] = {"machine": measure.machine(), "size": arguments.size, "steps": steps}
     for name in arguments.parts or PARTS:

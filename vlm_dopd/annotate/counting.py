@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import evals
-from evals.model import HFModel
 from privileged.tokens import ImageGeometry, count_tokens
 from privileged.views import View
 
 from ..collate import Encoder
-from ..roles import load_policy, load_processor, tokenizer_of
-
-BATCH = 16
+from ..evaluation import open_model
+from ..roles import load_processor, tokenizer_of
 
 
 def encoder_of(path: str) -> Encoder:
@@ -24,9 +21,7 @@ def encoder_of(path: str) -> Encoder:
 
 def asker(path: str, max_new_tokens: int) -> evals.Model:
     """The model in folder `path`, to be asked for greedy answers."""
-    processor = load_processor(path)
-    policy = load_policy(path, tokenizer_of(processor))
-    return HFModel(policy.model, processor, max_new_tokens, BATCH, desc=Path(path).name)
+    return open_model(path).replier(max_new_tokens)
 
 
 class TokenCounter:

@@ -109,13 +109,13 @@ def citation_check(
         items = [_item(sample, getattr(both, view), "none") for sample, both in shown]
         file = None if out is None else out / f"citation-{view}.jsonl"
         replies = evals.evaluate(model, items, out=file, run=f"{run} citation {view}".strip())
-        found = [(reply, citations(reply.reply)) for reply in replies]
+        found = [(reply, citations(reply.response or "")) for reply in replies]
         for name in CITATIONS:
             counts[name][view] = sum(name in names for _, names in found)
         result[view] = sum(bool(names) for _, names in found)
     result["patterns"] = counts
     result["examples"] = [
-        {"id": reply.id, "pattern": name, "reply": _around(reply.reply, match)}
+        {"id": reply.id, "pattern": name, "reply": _around(reply.response or "", match)}
         for reply, names in found
         for name, match in list(names.items())[:1]
     ][:EXAMPLES]
@@ -132,9 +132,7 @@ def _fit(sample: Sample, builder: Builder) -> bool:
     answer = sample.answer
     if not answer or not answer.strip():
         return False
-    return (
-        bool(evals.exact_match(answer, f"Answer: {answer}", False).value) and build_views(sample, builder).has_privilege
-    )
+    return evals.exact_match(answer, f"Answer: {answer}", False).correct and build_views(sample, builder).has_privilege
 
 
 def _blind_items(
@@ -162,7 +160,7 @@ def _without_images(view: View) -> View:
 
 
 def _item(sample: Sample, view: View, answer: str, kind: str = "") -> evals.Item:
-    return evals.Item(id=sample.id, messages=view.messages, images=view.images, answer=answer, kind=kind)
+    return evals.Item(id=sample.id, messages=view.messages, images=view.images, answer=answer, group={"kind": kind})
 
 
 def _around(reply: str, match: re.Match[str]) -> str:

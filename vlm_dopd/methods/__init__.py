@@ -106,6 +106,8 @@ class Method:
     number of its tokens, or nothing (the weights of `sum` are the method's own fractions)."""
     temperature: float = 1.0
     """Both sides' logits are divided by it in the loss."""
+    merge_stops: bool = False
+    """The ids that end a turn, the student's and the teacher's, count as one token in scores and losses."""
     ema_rate: float = 0.0
     """Of the role weights `ema`: after a step they become (1 − rate) · ema + rate · student."""
     snapshot_steps: int = 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..divergences import MAX_RATIO, Divergence
+from ..routing import quantile
 from . import STUDENT_PLAIN, Component, WindowScores
 from ._responses import Responses
 
@@ -48,18 +49,11 @@ def min_max(value_N: Tensor, counted_N: Tensor) -> Tensor:
 
 
 def quantile_scaled(value_N: Tensor, counted_N: Tensor, low: float = 0.05, high: float = 0.95) -> Tensor:
-    """clip((z − Q_low) / (Q_high − Q_low), 0, 1), quantiles over the counted tokens; 0 where these are equal, or none.
-
-    Interpolated between order statistics, by hand: torch.quantile refuses more than 2²⁴ values.
-    """
-    sorted_N = value_N[counted_N].double().sort().values
-    if not sorted_N.numel():
+    """clip((z − Q_low) / (Q_high − Q_low), 0, 1), quantiles over the counted tokens; 0 if these are equal, or none."""
+    bottom, top = (quantile(value_N[counted_N], level) for level in (low, high))
+    if not top > bottom:
         return torch.zeros_like(value_N)
-    at_2 = torch.tensor([low, high], dtype=torch.float64, device=value_N.device) * (sorted_N.numel() - 1)
-    floor_2, ceil_2 = sorted_N[at_2.floor().long()], sorted_N[at_2.ceil().long()]
-    bottom, top = torch.lerp(floor_2, ceil_2, at_2.frac()).unbind()
-    scaled_N = ((value_N - bottom) / (top - bottom)).clamp(0, 1)
-    return scaled_N.where(top > bottom, 0.0).to(value_N.dtype)
+    return ((value_N - bottom) / (top - bottom)).clamp(0, 1)
 
 
 def top_share(score_N: Tensor, share: float, counted_N: Tensor, segment_N: Tensor | None = None) -> Tensor:

@@ -13,9 +13,11 @@
                            teaches
     match_scales           JS counts four times: near S = T it is a quarter of the reverse KL
     cap                    bounds every vocabulary entry's term: tokens of style rule the sum
+    merge_stops            the ids that end a turn count as one token: a teacher that prefers another one than the
+                           student would teach it not to stop, and responses would grow
 
 ℓ is the log-probability of the sampled token, without ⁺ on the plain prompt. Who is surer of a token stays the paper's
-q_T ≥ q_S, and the loss of rows without p stays vanilla OPD, whatever the switches.
+q_T ≥ q_S, and the loss of rows without p stays vanilla OPD, whatever the switches (`merge_stops` is for all rows).
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class DOPDPlus(DOPD):
     match_scales: bool = False
     cap: float | None = None
     """OPSD has 0.05, in nats."""
+    merge_stops: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import evals
+from evals import Prediction
 from privileged.errors import DataError
 
 EVALS = ("before", "after", "teacher")
@@ -56,22 +58,6 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What one model answered to one held-out question. `fate` is correct, wrong, unparsed or truncated."""
-
-    id: str
-    kind: str
-    reply: str
-    answer: str
-    parsed: str | None
-    fate: str
-
-    @property
-    def correct(self) -> bool:
-        return self.fate == "correct"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything of a run that can be said without its pictures."""
 
@@ -85,7 +71,7 @@ class Report:
     gap_recovery: Estimate
     kinds: tuple[Kind, ...]
     curves: dict[str, Curve]
-    evals: dict[str, dict[str, Reply]]
+    evals: dict[str, dict[str, Prediction]]
     """Replies of `EVALS`, by sample id in file order."""
     config: str
     versions: dict[str, str]
@@ -159,21 +145,11 @@ def _curves(lines: list[dict[str, Any]]) -> dict[str, Curve]:
     }
 
 
-def _replies(path: Path) -> dict[str, Reply]:
-    replies = {}
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            replies[str(line["id"])] = Reply(
-                id=str(line["id"]),
-                kind=str(line["kind"]),
-                reply=str(line["reply"]),
-                answer=str(line["answer"]),
-                parsed=None if line["parsed"] is None else str(line["parsed"]),
-                fate=str(line["fate"]),
-            )
-        except KeyError as error:
-            raise DataError(f"{path}: row {number}: expected a field {error.args[0]!r}, got none") from None
-    return replies
+def _replies(path: Path) -> dict[str, Prediction]:
+    try:
+        return {prediction.id: prediction for prediction in evals.read(path)}
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from privileged import Sample
 
-from .collect import EVALS, Reply
+from .collect import EVALS, Prediction
 from .overlay import Picture, picture
 
 STORIES = {
@@ -24,18 +24,18 @@ QUOTA = {"gained": 4, "kept": 1, "missed": 2, "lost": 1}
 class Example:
     sample: Sample
     story: str
-    replies: dict[str, Reply]
+    replies: dict[str, Prediction]
     """By the names of `EVALS`."""
     pictures: tuple[Picture, ...]
 
 
-def count_stories(evals: Mapping[str, Mapping[str, Reply]]) -> dict[str, int]:
+def count_stories(evals: Mapping[str, Mapping[str, Prediction]]) -> dict[str, int]:
     """How many questions took which way from before to after; every story of `STORIES` is present."""
     counts = Counter(_story(evals, key) for key in evals["before"] if key in evals["after"])
     return {story: counts[story] for story in STORIES}
 
 
-def choose(evals: Mapping[str, Mapping[str, Reply]], samples: Sequence[Sample]) -> list[Example]:
+def choose(evals: Mapping[str, Mapping[str, Prediction]], samples: Sequence[Sample]) -> list[Example]:
     """Up to eight examples, in the order of `STORIES`; the same input gives the same choice.
 
     Each story gets its quota, and what one cannot fill goes to the others. Within a story the kind shown least so far
@@ -71,7 +71,7 @@ def choose(evals: Mapping[str, Mapping[str, Reply]], samples: Sequence[Sample]) 
     ]
 
 
-def _story(evals: Mapping[str, Mapping[str, Reply]], key: str) -> str:
+def _story(evals: Mapping[str, Mapping[str, Prediction]], key: str) -> str:
     before, after = evals["before"][key].correct, evals["after"][key].correct
     return {(False, True): "gained", (True, True): "kept", (False, False): "missed", (True, False): "lost"}[
         before, after

@@ -17,12 +17,7 @@ from .collect import EVALS, Report, collect
 from .examples import STORIES, Example, choose, count_stories
 
 LONGEST = 440  # characters of a reply on the page; report.json has all of it
-FATES = {
-    "correct": "✓ correct",
-    "wrong": "✗ wrong",
-    "unparsed": "✗ no answer found",
-    "truncated": "✗ cut off",
-}
+FATES = {"unparsed": "✗ no answer found", "truncated": "✗ cut off", "error": "✗ no reply"}
 MINUS, NARROW = "\u2212", "\u00a0"
 
 
@@ -120,7 +115,12 @@ def _figures(report: Report, examples: Sequence[Example]) -> dict[str, Any]:
                 "answer": example.replies["before"].answer,
                 "boxes": [mark.label for picture in example.pictures for mark in picture.marks],
                 "replies": {
-                    name: {"reply": reply.reply, "parsed": reply.parsed, "fate": reply.fate}
+                    name: {
+                        "response": reply.response,
+                        "parsed": reply.parsed,
+                        "fate": reply.fate,
+                        "correct": reply.correct,
+                    }
                     for name, reply in example.replies.items()
                 },
             }

@@ -28,8 +28,7 @@ from privileged.image_policy import ImagePolicy
 from ..config import RunConfig, typed
 from ..data import SampleDataset
 from ..errors import ConfigError, TrainingError
-from ..evaluation import ask, items
-from ..roles import load_policy, load_processor, tokenizer_of
+from ..evaluation import items, open_model
 from ..run import last_checkpoint, train, versions
 from .plan import Exam, exam
 from .records import write_json
@@ -71,13 +70,10 @@ def run_stages(work: dict[str, Any], folder: Path, title: str) -> dict[str, Any]
 
 def measure(its: Exam, out: Path, title: str) -> list[evals.Prediction]:
     """The answers of a model to the held-out questions; those that `out` holds are not asked again."""
-    processor = load_processor(its.model, its.allow_download)
-    policy = load_policy(its.model, tokenizer_of(processor), allow_download=its.allow_download)
-    if torch.cuda.is_available() and not its.use_cpu:
-        policy.model.to("cuda")
     rows = SampleDataset(its.data, its.held_out, ImagePolicy(**its.images))
     questions = items(rows, get_builder(its.builder, **its.builder_options), its.view, its.placement)
-    return ask(policy.model, processor, questions, its.max_new_tokens, title, out)
+    model = open_model(its.model, dtype="float32", allow_download=its.allow_download, use_cpu=its.use_cpu)
+    return model.ask(questions, its.max_new_tokens, title, out)
 
 
 def _train(config: RunConfig, run: Path) -> float | None:
