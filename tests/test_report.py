@@ -194,6 +194,21 @@ def test_ids_are_unique_and_references_resolve(dopd: Path) -> None:
     assert not any(paint in text for paint in PAINT.values())
 
 
+def test_benchmarks_and_the_student_with_p_have_curves(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as metrics:
+        for step in (0, 5, 10):
+            line = {"step": step, "eval/accuracy": 0.5, "eval/accuracy_with_p": 0.8}
+            line |= {f"eval/benchmark/{name}": 0.1 * step for name in ("mmstar", "vsibench", "mmmu", "dynamath")}
+            metrics.write(json.dumps(line) + "\n")
+    drawn, absent = draw_charts(collect(run))
+    charts = {chart.name: chart for chart in drawn}
+    assert [key.label for key in charts["benchmarks"].legend] == ["dynamath", "mmmu", "mmstar", "vsibench"]
+    assert len({(key.paint, key.dash) for key in charts["benchmarks"].legend}) == 4
+    assert "student, shown p" in [key.label for key in charts["accuracy"].legend]
+    assert not absent and not draw_charts(collect(write_run(tmp_path / "other")))[1]
+
+
 def test_text_of_data_is_never_markup(tmp_path: Path) -> None:
     kinds = {HOSTILE: {"before": 0.2, "after": 0.7, "teacher": 0.95, "n": 12}}
     run = write_run(tmp_path / "run", method=HOSTILE, by_kind=kinds)

@@ -24,6 +24,7 @@ from typing import Any
 from transformers import set_seed
 
 from privileged import get_builder
+from privileged.builders import Builder
 from privileged.probes import PROBES
 
 from . import __version__, rewards
@@ -36,7 +37,7 @@ from .copies import StudentCopies
 from .data import SampleDataset
 from .errors import ConfigError
 from .evaluation import OpenModel, headline, items
-from .methods import Method
+from .methods import STUDENT_PRIVILEGED, Method
 from .roles import (
     Policy,
     banned_ids,
@@ -108,7 +109,7 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         student=student,
         build_window=build_window,
         copies=copies,
-        evaluate_student=_evaluator(config, OpenModel(student.model, processor), eval_data),
+        evaluate_student=_evaluator(config, method, OpenModel(student.model, processor), eval_data),
         args=args,
         train_dataset=SampleDataset(
             config.data.train, policy=policy, kinds=config.data.train_kinds, shuffle_p=config.data.shuffle_p
@@ -142,13 +143,17 @@ def _collator(config: RunConfig, method: Method, encoder: Encoder) -> Collator:
     views = {role.view for role in method.roles}
     return Collator(
         encoder,
-        get_builder(config.data.builder, **config.data.builder_options),
+        _builder(config),
         config.data.max_prompt_tokens,
         config.data.placement,
         config.data.without_p,
         probes=sorted(views & set(PROBES)),
         keep_samples=method.needs_reward or _wants_references(method) or bool(views & set(HEADERS)),
     )
+
+
+def _builder(config: RunConfig) -> Builder:
+    return get_builder(config.data.builder, **config.data.builder_options)
 
 
 def _completions(
@@ -192,10 +197,16 @@ def _attention(config: RunConfig, policy: Policy) -> str:
 
 
 def _evaluator(
-    config: RunConfig, student: OpenModel, data: SampleDataset | None
+    config: RunConfig, method: Method, student: OpenModel, data: SampleDataset | None
 ) -> Callable[[int], dict[str, float]] | None:
-    """What to ask the student at a step. Raises DataError or ConfigError now for what could not be asked then."""
+    """What to ask the student at a step. Raises DataError or ConfigError now for what could not be asked then.
+
+    Where the live student with p is a target, its accuracy stands beside the plain one's: a student that is wrong with
+    p as well, and surer than the teacher, is held to its own mistakes (see the guard of `dopd_plus`).
+    """
     questions = items(data, get_builder("none"), "plain") if data else []
+    own_target = any(component.target == STUDENT_PRIVILEGED for component in method.components)
+    with_p = items(data, _builder(config), "privileged", config.data.placement) if data and own_target else []
     benchmarks = BenchmarkCurves(config.benchmarks, Path(config.output_dir)) if config.benchmarks.names else None
     if not questions and benchmarks is None:
         return None
@@ -204,6 +215,9 @@ def _evaluator(
         figures: dict[str, float] = {}
         if questions:
             figures |= headline(student.ask(questions, config.rollout.max_new_tokens, "held-out"))
+        if with_p:
+            told = headline(student.ask(with_p, config.rollout.max_new_tokens, "held-out, with p"))
+            figures["accuracy_with_p"] = told["accuracy"]
         if benchmarks is not None:
             figures |= benchmarks.ask(student, step)
         return figures

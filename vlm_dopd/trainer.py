@@ -143,7 +143,7 @@ class DopdTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)
         shown = {name.removeprefix("benchmark/"): found[name] for name in found if name not in ("low", "high")}
-        told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in shown.items())
+        told = ", ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in shown.items())
         logger.info("step %d: held-out %s", self.state.global_step, told)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -29,6 +29,7 @@ from ..divergences import Closure, Divergence, Owner
 from ..routing import Regime, Thresholds, gaps, quantile, route, thresholds
 from . import STUDENT_PRIVILEGED, TEACHER_PRIVILEGED, Component, Role, WindowScores
 from ._ablations import Ablations, draws, shuffled
+from ._shared import mean
 
 OPEN = (
     "the paper does not say how its thresholds are trimmed and averaged (trim, trim_on, trim_mode, stat_mean), nor "
@@ -122,6 +123,11 @@ class DOPD(Ablations):
         regime_N = route(student_N, teacher_N, routed_N, at, gap_N)
         return (regime_N == torch.arange(len(Regime), device=regime_N.device).unsqueeze(-1)).float()
 
+    def _certain(self, scores: WindowScores) -> Tensor:
+        """Where the entropy of T⁺ is below its median over the window."""
+        entropy_N = scores.entropy_N[TEACHER_PRIVILEGED].double()
+        return entropy_N < quantile(entropy_N[self._routed(scores) & scores.ordinary_N], 0.5)
+
     def _figures(self, scores: WindowScores, member_RN: Tensor, gap_N: Tensor) -> dict[str, float]:
         share_R = (member_RN.sum(-1) / max(member_RN.shape[1], 1)).tolist()
         figures = {f"share/{regime.name}": share_R[regime] for regime in Regime}
@@ -129,7 +135,10 @@ class DOPD(Ablations):
         if gap_N.numel():
             figures["gap/mean"] = gap_N.mean().item()
             figures |= {"gap/p50": quantile(gap_N, 0.5), "gap/p95": quantile(gap_N, 0.95)}
-        return figures
+        # Confident mistakes: T⁺ knows better, and the student is held to itself. Those that a guard moved count too.
+        student_surer_N = scores.logp_N[STUDENT_PRIVILEGED] > scores.logp_N[TEACHER_PRIVILEGED]
+        self_taught_N = (member_RN[Regime.HT] + member_RN[Regime.HS]) * student_surer_N
+        return figures | {"guard/certain_in_HS": mean(self._certain(scores).float(), self_taught_N)}
 
 
 METHOD = DOPD

@@ -39,7 +39,6 @@ from . import (
     Statistic,
     WindowScores,
 )
-from ._shared import mean
 from .dopd import DOPD
 
 OPEN = "none of the switches is the paper's; which of them help, and at which values, is for your own runs to say"
@@ -145,18 +144,6 @@ class DOPDPlus(DOPD):
             member_RN[Regime.HT] += moved_N
             member_RN[Regime.HS] -= moved_N
         return member_RN
-
-    def _certain(self, scores: WindowScores) -> Tensor:
-        """Where the entropy of T⁺ is below its median over the window."""
-        entropy_N = scores.entropy_N[TEACHER_PRIVILEGED].double()
-        return entropy_N < quantile(entropy_N[self._routed(scores) & scores.ordinary_N], 0.5)
-
-    def _figures(self, scores: WindowScores, member_RN: Tensor, gap_N: Tensor) -> dict[str, float]:
-        """Also how often T⁺ is certain on tokens of HS, those that the guard has moved included."""
-        student_surer_N = scores.logp_N[STUDENT_PRIVILEGED] > scores.logp_N[TEACHER_PRIVILEGED]
-        self_taught_N = (member_RN[Regime.HT] + member_RN[Regime.HS]) * student_surer_N
-        figures = super()._figures(scores, member_RN, gap_N)
-        return figures | {"guard/certain_in_HS": mean(self._certain(scores).float(), self_taught_N)}
 
 
 METHOD = DOPDPlus

@@ -67,6 +67,7 @@ STYLE: Any = {  # matplotlib's own type of this is a literal of every key it kno
     "lines.solid_joinstyle": "round",
 }
 DASHES = {"solid": (0, ()), "dashed": (0, (5, 3)), "dotted": (0, (1.2, 2.2))}
+BENCHMARK = "eval/benchmark/"
 FEW = 16  # points up to which each gets a dot
 
 
@@ -98,7 +99,7 @@ def draw_charts(report: Report) -> tuple[list[Chart], list[str]]:
         for title, draw in CHARTS.items():
             if chart := draw(report, title):
                 drawn.append(chart)
-            else:
+            elif draw is not _benchmarks:  # which only runs that ask for them have
                 absent.append(title)
     return drawn, absent
 
@@ -113,6 +114,9 @@ def _accuracy(report: Report, title: str) -> Chart | None:
         axes.fill_between(curve.step, _percent(low), _percent(high), color=PAINT["student"], alpha=0.16, linewidth=0)
     axes.plot(curve.step, _percent(curve), color=PAINT["student"], **_dots(curve))
     legend = [Key(label="student, with 95 % interval", paint="student")]
+    if with_p := report.curves.get("eval/accuracy_with_p"):
+        axes.plot(with_p.step, _percent(with_p), color=PAINT["student"], linestyle=DASHES["dotted"], **_dots(with_p))
+        legend.append(Key(label="student, shown p", paint="student", dash="dotted"))
     if teacher := report.row("teacher"):
         axes.axhline(100 * teacher.accuracy, color=PAINT["teacher"], linestyle=DASHES["dashed"])
         legend.append(Key(label="teacher", paint="teacher", dash="dashed"))
@@ -121,6 +125,27 @@ def _accuracy(report: Report, title: str) -> Chart | None:
         title=title,
         caption="The plain prompt, without boxes: what the deployed student sees.",
         svg=svg(figure, "accuracy", f"Chart over the optimiser steps: {title}"),
+        legend=tuple(legend),
+    )
+
+
+def _benchmarks(report: Report, title: str) -> Chart | None:
+    """A line a benchmark; beyond three, paints come again with another dash."""
+    named = {name.removeprefix(BENCHMARK): its for name, its in report.curves.items() if name.startswith(BENCHMARK)}
+    if not named:
+        return None
+    figure, (axes,) = _canvas("headline number (%)")
+    legend = []
+    for place, (name, curve) in enumerate(named.items()):
+        paint, dash = OTHERS[place % len(OTHERS)], list(DASHES)[place // len(OTHERS) % len(DASHES)]
+        axes.plot(curve.step, _percent(curve), color=PAINT[paint], linestyle=DASHES[dash], **_dots(curve))
+        legend.append(Key(label=name, paint=paint, dash=dash))
+    _from_zero(axes, [value for curve in named.values() for value in _percent(curve)])
+    return Chart(
+        name="benchmarks",
+        title=title,
+        caption="A few questions of each: enough to see where it goes, too few for a result.",
+        svg=svg(figure, "benchmarks", f"Chart over the optimiser steps: {title}"),
         legend=tuple(legend),
     )
 
@@ -229,6 +254,7 @@ def _length(report: Report, title: str) -> Chart | None:
 
 CHARTS = {
     "Accuracy over training": _accuracy,
+    "Benchmarks during training": _benchmarks,
     "Loss": _loss,
     "Regime shares": _shares,
     "Gap": _gap,
