@@ -19,7 +19,7 @@ Unit = Literal["item", "worst of cluster"]
 
 
 class Graded(Protocol):
-    """A reply with its score: a `Prediction`, or a `Scored` record."""
+    """A reply with its score, as a `Prediction` is."""
 
     @property
     def group(self) -> Mapping[str, str]:

@@ -80,23 +80,6 @@ class Reading(NamedTuple):
     method: str
 
 
-class Scored(NamedTuple):
-    """A question with the score of its reply: what aggregation takes, where there is no `Prediction`."""
-
-    record: Record
-    score: float
-
-    @property
-    def group(self) -> Mapping[str, str]:
-        """What the question is reported under."""
-        return self.record.group
-
-    @property
-    def cluster(self) -> str:
-        """What the question is resampled with."""
-        return self.record.cluster
-
-
 def interleave(text: str, media: Sequence[Media]) -> Segments:
     """`text` with each image at the first `<image k>` that names it; what is never named comes first.
 

@@ -1,6 +1,24 @@
-"""Rows of runs without a model that wrote them."""
+"""Rows of runs, and scored records, without a model that answered."""
+
+from typing import NamedTuple
 
 from evals import Prediction
+from evals.questions import Record
+
+
+class Scored(NamedTuple):
+    """A question with the score of its reply, which aggregation takes as it takes a prediction."""
+
+    record: Record
+    score: float
+
+    @property
+    def group(self):
+        return self.record.group
+
+    @property
+    def cluster(self):
+        return self.record.cluster
 
 
 def predicted(key, outcome="correct", **fields):

@@ -14,8 +14,10 @@ from evals import benchmarks
 from evals.benchmarks import available, example, find
 from evals.benchmarks.mmmu import DOMAIN_OF, candidates, parse_letter
 from evals.benchmarks.vsibench import DIRECTIONS, NUMERIC, mra
-from evals.questions import Media, Record, Scored, interleave, options_in
+from evals.questions import Media, Record, interleave, options_in
 from evals.records import FATES, Verdict, count_fates
+
+from .predicted import Scored
 
 stable = settings(deadline=None, derandomize=True, max_examples=25)
 

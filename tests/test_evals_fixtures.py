@@ -12,9 +12,11 @@ from evals.benchmarks.mmmu import DOMAIN_OF
 from evals.benchmarks.vsibench import CHOICE, NUMERIC
 from evals.fixture_rows import rows
 from evals.media import lazy
-from evals.questions import Media, Scored
+from evals.questions import Media
 from evals.sources import load
 from privileged.images import load_image
+
+from .predicted import Scored
 
 NAMES = available()
 FORMS = ("parquet", "jsonl", "tsv")

@@ -12,8 +12,10 @@ import pytest
 
 from evals.benchmarks import find, logicvista
 from evals.benchmarks.mmmu import DOMAIN_OF
-from evals.questions import Record, Scored
+from evals.questions import Record
 from evals.rescore import rescore
+
+from .predicted import Scored
 
 GOLDEN = Path(__file__).parent / "golden" / "evals"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.jsonl"))

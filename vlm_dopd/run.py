@@ -114,7 +114,8 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         train_dataset=SampleDataset(
             config.data.train, policy=policy, kinds=config.data.train_kinds, shuffle_p=config.data.shuffle_p
         ),
-        eval_dataset=eval_data or [],  # what is asked is the evaluator's; without any, Trainer would refuse eval_steps
+        # What is asked is the evaluator's; Trainer only wants to know whether there is anything.
+        eval_dataset=[] if eval_data is None and config.benchmarks.names else eval_data,
         data_collator=collator,
         processing_class=processor,
         callbacks=[MetricsFile(Path(config.output_dir) / "metrics.jsonl"), StopOnNonFiniteGradient()],

@@ -145,7 +145,7 @@ class Benchmark:
         return Verdict(parsed=reading.parsed, score=reading.score, fate="parsed", method=reading.method)
 
     def aggregate(self, scored: Sequence[Graded]) -> Aggregate:
-        """The numbers of a run: predictions, or `Scored` records. Raises ValueError if there are none."""
+        """The numbers of a run. Raises ValueError if there are no replies."""
         return self.numbers.aggregate(scored)
 
     def fingerprint(self, protocol: str) -> str:
