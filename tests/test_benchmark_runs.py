@@ -24,6 +24,7 @@ from vlm_dopd.comparing import write_comparison
 from vlm_dopd.config import load_config
 from vlm_dopd.run import train
 
+from .fake_endpoint import FakeEndpoint, Say
 from .predicted import predicted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,6 +136,37 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(runs, tmp_path, ask
     ask("student", out, names="vsibench,mmstar,mmmu_pro")
     for name in ("vsibench", "mmstar", "mmmu_pro"):
         assert (out / f"{name}.jsonl").read_bytes() == (folder / "student" / f"{name}.jsonl").read_bytes()
+
+
+def test_a_server_answers_and_another_judges(tmp_path):
+    """Over HTTP: replies that no rule reads go to the judge, whose numbers stand beside those of the rules."""
+
+    def script(call):
+        if "Report the answer" in str(call.body["messages"][0]["content"]):
+            return Say(json.dumps({"answer": ["A"]}))
+        return Say("Well. On the whole, it is hard to see.")
+
+    with FakeEndpoint(script).serving() as server:
+        table = run_benchmarks(
+            BenchmarkRun(
+                model=f"{server.url}#small",
+                names="mmstar",
+                protocol="toolkit",
+                data="fixture",
+                limit=4,
+                judge=f"{server.url}#wise",
+                out=tmp_path,
+            )
+        )
+        asked = [call.body["model"] for call in server.calls]
+    rows = evals.read(tmp_path / "mmstar.jsonl")
+    assert asked.count("small") == len(rows) == 4
+    assert asked.count("wise") == len({row.question for row in rows})  # what is the same is asked once
+    assert {row.fate for row in rows} == {"unparsed"} and {row.run for row in rows} == {"small"}
+    judged = json.loads((tmp_path / "mmstar.judge.json").read_text())
+    golds = [row.answer for row in rows]
+    assert (judged["accuracy_by_rule"], judged["accuracy_with_judge"]) == (0, golds.count("A") / 4)
+    assert "by rule 0.0%, with judge" in table and suite.read_run(tmp_path).keys() == {"mmstar"}
 
 
 def test_the_student_is_asked_benchmarks_while_it_learns(tmp_path):
