@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/vlm-dopd demo $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

@@ -44,7 +44,8 @@ ARROWS = {
     "rollout": "torch transformers collate packing roles errors",
     "scoring": "torch transformers attention packing roles chunked_loss",
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors",
-    "callbacks": "torch transformers evals errors",
+    "health": "",
+    "callbacks": "torch transformers evals errors health",
     "trainer": "torch transformers config collate callbacks chunked_loss copies roles rollout scoring window errors",
     "quiet": "datasets transformers",
     "config": "omegaconf torch transformers privileged methods rollout errors",
@@ -53,7 +54,7 @@ ARROWS = {
     "benchmarks": "evals privileged config errors evaluation roles",
     "comparing": "PIL evals privileged data evaluation",
     "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data errors "
-    "evaluation methods rewards roles rollout trainer window",
+    "evaluation health methods rewards roles rollout trainer window",
     "demo": "evals privileged config data errors evaluation report roles run",
     "study": "torch transformers numpy matplotlib jinja2 markupsafe rich evals privileged callbacks config data errors "
     "evaluation report roles run",

@@ -103,3 +103,15 @@ for folder in sys.argv[1:]:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("torch.Size") == 2
+
+
+def test_a_kill_after_the_last_checkpoint_costs_no_further_step(pair, tmp_path, whole):
+    """Left to itself, Trainer would do a seventh step of six."""
+    settings(pair, tmp_path, **ADAM)
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    resumed = start(tmp_path, "resume=true")
+    assert resumed.wait(timeout=300) == 0, resumed.stderr.read().decode()[-2000:]
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", whole))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

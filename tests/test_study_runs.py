@@ -119,12 +119,14 @@ def test_a_killed_cell_goes_on_and_another_one_starts_anew(whole, pair, tmp_path
     while running(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not running(folder)
+    trained = (folder / "stage-1" / "trained.json").exists()
     assert run_study(study, SILENT) == []
     assert (folder / "stage-1.jsonl").read_bytes() == (reference / "stage-1.jsonl").read_bytes()
-    losses = [[line.get("loss") for line in read_metrics(f / "stage-1" / "metrics.jsonl")] for f in (folder, reference)]
+    lines = [read_metrics(f / "stage-1" / "metrics.jsonl") for f in (folder, reference)]
+    losses = [[line["loss"] for line in its if "loss" in line] for its in lines]
     assert losses[0] == losses[1]
-    result = json.loads((folder / "result.json").read_text())
-    assert result["seconds"] is None, "nobody knows what the killed part had cost"
+    if not trained:  # else the kill came after the last step, and what training had cost is known
+        assert json.loads((folder / "result.json").read_text())["seconds"] is None
     other = load_study(path, ["settings=[train.max_steps=1]"]).cells["dopd, again"].tasks[0]
     assert (other.folder, result_of(other)) == (folder, None)
     (folder / "mine").touch()

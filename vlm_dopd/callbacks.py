@@ -1,8 +1,9 @@
-"""Small observers of the loop: the metrics file, and the stop before a non-finite step."""
+"""Small observers of the loop: the metrics file, what they say of a run's health, the stop before a non-finite step."""
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 from .errors import TrainingError
+from .health import Watch
+
+logger = logging.getLogger(__name__)
 
 
 class StopOnNonFiniteGradient(TrainerCallback):
@@ -29,6 +33,7 @@ class MetricsFile(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.watch = Watch([])
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -37,13 +42,17 @@ class MetricsFile(TrainerCallback):
             [line for line in read_metrics(self.path) if line["step"] <= state.global_step] if state.global_step else []
         )
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self.watch = Watch(kept)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         named = {name.replace("eval_", "eval/", 1): value for name, value in logs.items()}
+        line = {"step": state.global_step} | named
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step} | named) + "\n")
+            file.write(json.dumps(line) + "\n")
+        for found in self.watch.add(line):
+            logger.warning("health: %s", found.sentence)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

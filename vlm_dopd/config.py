@@ -27,6 +27,7 @@ from . import methods
 from .errors import ConfigError, closest
 from .rollout.hf import RolloutConfig
 
+RECIPES = Path(__file__).parent / "recipes"
 FIXED = {
     "output_dir": "set output_dir at the top level",
     "remove_unused_columns": "samples are not columns",
@@ -173,8 +174,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """The file's mapping with the overrides applied, not yet checked. Raises ConfigError."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file")
+    path = _recipe(path)
+    if not path.is_file():
+        shipped = closest(path.name, (recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise ConfigError(f"{path}: no such config file; of the shipped recipes: {shipped}")
     if bad := [word for word in overrides or [] if "=" not in word or word.startswith(("-", "="))]:
         raise ConfigError(f"override {bad[0]!r}: expected key=value, for example rollout.siblings=8")
     try:
@@ -189,6 +192,13 @@ def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[
         raise ConfigError(f"{path}: {_one_line(error)}") from None
     except Exception as error:  # yaml raises its own family, with a mark of line and column
         raise ConfigError(f"{path}: expected YAML, got: {_one_line(error)}") from None
+
+
+def _recipe(path: str | Path) -> Path:
+    """`path`, or the shipped recipe of that bare name, with - or _."""
+    shipped = RECIPES / f"{str(path).replace('-', '_')}.yaml"
+    bare = str(path) == Path(path).name and not Path(path).is_file()
+    return shipped if bare and shipped.is_file() else Path(path)
 
 
 def check(config: RunConfig) -> None:

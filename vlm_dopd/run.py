@@ -27,9 +27,9 @@ from privileged import get_builder
 from privileged.builders import Builder
 from privileged.probes import PROBES
 
-from . import __version__, rewards
+from . import __version__, health, rewards
 from .benchmarks import BenchmarkCurves
-from .callbacks import MetricsFile, StopOnNonFiniteGradient
+from .callbacks import MetricsFile, StopOnNonFiniteGradient, read_metrics
 from .collate import Collator, Encoder
 from .completions import HEADERS, Completions, ReferenceColumn
 from .config import RunConfig, save_config
@@ -70,9 +70,14 @@ def train(config: RunConfig) -> Path:
     if trainer.is_world_process_zero():
         save_config(config, run / "config.yaml")
         (run / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and _finished(checkpoint, trainer.args.max_steps):
+        trainer._load_from_checkpoint(str(checkpoint))  # `train` would do one step more
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(run))
     (run / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+    if trainer.is_world_process_zero():
+        logger.info("health\n%s", health.table(health.check(read_metrics(run / "metrics.jsonl"))))
     return run
 
 
@@ -236,6 +241,12 @@ def last_checkpoint(run: Path) -> Path | None:
         except (OSError, ValueError):
             logger.warning("%s is incomplete: left out", path)
     return None
+
+
+def _finished(checkpoint: Path, max_steps: int) -> bool:
+    """Whether the last step was done already: the kill came between the last checkpoint and the end."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
 
 
 def versions() -> dict[str, str | None]:
