@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": ("--teacher",),
     "rescore": ("--protocol",),
     "study": ("--report-only", "KEY=VALUE"),
+    "plan": ("--gpus", "KEY=VALUE"),
 }
 ENV = {
     **os.environ,
@@ -61,6 +62,7 @@ REFUSED = {
         ["eval", "{student}", "fixture", "--benchmarks", "mmstar", "--pixels", "9"],
         r"expected MIN,MAX",
     ),
+    "no such GPU": (["plan", "qwen3vl_8b_to_2b", "--gpu", "h100-90g"], r"did you mean 'h100-80g'"),
     "nothing to compare": (["compare", "{0}/empty", "{0}/empty"], r"expected a file of predictions or the folder"),
     "rows of another benchmark": (
         ["rescore", "{0}/data.jsonl", "--benchmark", "mmstar", "--protocol", "toolkit", "--out", "{0}/scored.jsonl"],

@@ -45,6 +45,7 @@ ARROWS = {
     "scoring": "torch transformers attention packing roles chunked_loss",
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors",
     "health": "",
+    "plan": "rich transformers chunked_loss config copies errors methods vision",
     "callbacks": "torch transformers evals errors health",
     "trainer": "torch transformers config collate callbacks chunked_loss copies roles rollout scoring window errors",
     "quiet": "datasets transformers",

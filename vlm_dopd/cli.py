@@ -1,4 +1,4 @@
-"""`vlm-dopd demo | train | study`, and those of `eval_cli` and `annotate`: parses and calls. Heavy imports wait."""
+"""`vlm-dopd demo | train | plan | study`, and what `eval_cli` and `annotate` add: parses and calls, imports late."""
 
 from __future__ import annotations
 
@@ -57,6 +57,48 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
 
     run = train(settings)
     typer.echo(f"student, metrics and checkpoints: {run}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="YAML file of the run, or the name of a shipped recipe.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="GPUs in all.")] = 8,
+    gpu: Annotated[str, typer.Option(help="Their kind, as h100-80g.")] = "h100-80g",
+    batch: Annotated[int | None, typer.Option(help="Prompts a step over all GPUs; default: the recipe's.")] = None,
+    sharding: Annotated[str, typer.Option(help="none, fsdp2, zero2 or zero3.")] = "none",
+    lora_rank: Annotated[int, typer.Option(help="As if adapters of this rank were trained; 0: all weights.")] = 0,
+    images: Annotated[int, typer.Option(help="Images of a prompt.")] = 1,
+    image_tokens: Annotated[int, typer.Option(help="Tokens of an image.")] = 1024,
+    text_tokens: Annotated[int, typer.Option(help="Tokens of a question.")] = 150,
+    privileged_tokens: Annotated[int, typer.Option(help="Tokens of p.")] = 250,
+    response_tokens: Annotated[int | None, typer.Option(help="Of a response; default: the recipe's most.")] = None,
+) -> None:
+    """Memory and time of a step on GPUs that need not be here, from config files alone, and settings that fit."""
+    quiet()
+    from rich.console import Console
+
+    from .plan import find_gpu, read_job, show, suggest
+
+    work = {
+        "images": images,
+        "image_tokens": image_tokens,
+        "text_tokens": text_tokens,
+        "privileged_tokens": privileged_tokens,
+    }
+    if response_tokens is not None:
+        work["response_tokens"] = response_tokens
+    kind = find_gpu(gpu)
+    job = read_job(
+        recipe,
+        overrides or [],
+        work=work,
+        gpus=gpus,
+        batch=batch,
+        sharding=sharding,  # type: ignore[arg-type]  # checked there
+        lora_rank=lora_rank,
+    )
+    show(job, kind, suggest(job, kind), Console())
 
 
 @app.command()
