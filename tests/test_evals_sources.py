@@ -133,7 +133,7 @@ def one_mmmu_file(tmp_path, form, **columns):
     return write(tmp_path / f"MMMU.{form}", rows), ids(load(MMMU, str(folder)))
 
 
-@pytest.mark.parametrize("columns", [{}, {"split": lambda s: s.split}, {"config": lambda s: s.config}], ids=str)
+@pytest.mark.parametrize("columns", [{}, {"split": lambda s: s.split}, {"config": lambda s: s.config}], ids=" ".join)
 def test_one_file_of_many_sources(tmp_path, columns):
     file, expected = one_mmmu_file(tmp_path, "jsonl", **columns)
     loaded = load(MMMU, str(file))
