@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from tests import tiny
 from tests.test_trainer import settings
 from vlm_dopd.callbacks import read_metrics
-from vlm_dopd.run import last_checkpoint
+from vlm_dopd.run import _finished, last_checkpoint
 
 ADAM = {
     "train.max_steps": 6,
@@ -115,3 +117,19 @@ def test_a_kill_after_the_last_checkpoint_costs_no_further_step(pair, tmp_path, 
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", whole))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("asked", "finished"),
+    [
+        ({"max_steps": 6}, True),
+        ({"max_steps": 8}, False),
+        ({"num_train_epochs": 2}, True),
+        ({"num_train_epochs": 3}, False),
+    ],
+    ids=str,
+)
+def test_a_run_that_is_to_be_longer_now_is_not_finished(tmp_path, asked, finished):
+    state = {"global_step": 6, "max_steps": 6, "num_train_epochs": 2}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    assert _finished(tmp_path, TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **asked)) == finished

@@ -45,6 +45,10 @@ def run_benchmarks(told: BenchmarkRun) -> str:
     names = available() if told.names == "all" else [name.strip() for name in told.names.split(",")]
     out = told.out or Path("runs") / f"eval-{_slug(told.model)}-{told.protocol}"
     visual = [name for name in names if name not in text.TASKS]
+    tasks = [name for name in names if name in text.TASKS]
+    if tasks and is_server(told.model):
+        raise ConfigError(f"{told.model}: expected a checkpoint for {tasks[0]}: text benchmarks run inside lm-eval")
+    figures = None
     if visual:
         asking = suite.Asking(max_new_tokens=told.max_new_tokens, pixels=told.pixels)
         plan = suite.plan(
@@ -53,15 +57,11 @@ def run_benchmarks(told: BenchmarkRun) -> str:
         replier = replier_of(told.model, dtype=told.dtype, pixels=told.pixels, allow_download=told.download)
         # Not the address: a killed run may go on with the server on another port.
         who = split_server(told.model)[1] or told.model if is_server(told.model) else told.model
-        suite.run_all(plan, replier, out, who=who, judged_by=told.judge)
-    if len(visual) < len(names):
-        if is_server(told.model):
-            raise ConfigError(
-                f"{told.model}: expected a checkpoint for {names[-1]}: text benchmarks run inside lm-eval"
-            )
-        asked = text.TextAsking(limit=told.limit, vision=sees(told.model, told.download))
-        text.run(told.model, [name for name in names if name in text.TASKS], out, asked)
-    return f"{run_table(suite.write_summary(out))}\nrun folder: {out}"
+        figures = suite.run_all(plan, replier, out, who=who, judged_by=told.judge)
+    if tasks:
+        text.run(told.model, tasks, out, text.TextAsking(limit=told.limit, vision=sees(told.model, told.download)))
+        figures = None  # those of the visual ones alone
+    return f"{run_table(figures or suite.write_summary(out))}\nrun folder: {out}"
 
 
 class BenchmarkCurves:

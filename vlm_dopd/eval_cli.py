@@ -33,7 +33,7 @@ def evaluate(
         str | None,
         typer.Argument(help="Questions with answers (a file); with --benchmarks: hub, fixture, a file or folder."),
     ] = None,
-    benchmarks: Annotated[str, typer.Option(help="Names with commas, as mmstar,mmmu; “all” for the eight.")] = "",
+    benchmarks: Annotated[str, typer.Option(help="Names with commas, as mmstar,mmmu; “all” for all there are.")] = "",
     protocol: Annotated[str, typer.Option(help="With --benchmarks: official, toolkit, or another it has.")] = "toolkit",
     view: Annotated[View, typer.Option(help="Prompt: the deployed one, or the one with p.")] = View.plain,
     builder: Annotated[str, typer.Option(help="How p is rendered, for --view privileged.")] = "boxes",

@@ -1,4 +1,4 @@
-"""What `evals` needs of us: samples as questions, models that answer, and the one loader of images."""
+"""What `evals` needs of us: samples as questions, and models that answer."""
 
 from __future__ import annotations
 

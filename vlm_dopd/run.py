@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from privileged import get_builder
 from privileged.builders import Builder
@@ -70,7 +70,7 @@ def train(config: RunConfig) -> Path:
     if trainer.is_world_process_zero():
         save_config(config, run / "config.yaml")
         (run / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
-    if checkpoint and _finished(checkpoint, trainer.args.max_steps):
+    if checkpoint and _finished(checkpoint, trainer.args):
         trainer._load_from_checkpoint(str(checkpoint))  # `train` would do one step more
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -243,10 +243,15 @@ def last_checkpoint(run: Path) -> Path | None:
     return None
 
 
-def _finished(checkpoint: Path, max_steps: int) -> bool:
-    """Whether the last step was done already: the kill came between the last checkpoint and the end."""
+def _finished(checkpoint: Path, args: TrainingArguments) -> bool:
+    """Whether the last step was done already: the kill came between the last checkpoint and the end.
+
+    A run that is to be longer now than when the checkpoint was written is not finished.
+    """
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
+    if args.max_steps > 0:
+        return state["global_step"] >= args.max_steps
+    return state["global_step"] >= state["max_steps"] and state["num_train_epochs"] >= args.num_train_epochs
 
 
 def versions() -> dict[str, str | None]:
