@@ -17,8 +17,8 @@ from typing import Any
 
 from .checks import Dropped, Report
 from .errors import DataError
+from .reader_base import SUFFIXES
 from .readers import Annotated, find, get_reader
-from .readers._base import SUFFIXES
 from .records import ImageRef, Note, PrivilegedRecord, Region
 from .rows import read_rows, write_rows
 from .scale import Shard, cache_folder, file_digest

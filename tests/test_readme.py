@@ -2,16 +2,18 @@
 
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import evals
 from evals import suite
 from evals.text import TASKS
-from privileged import PrivilegedRecord, Sample, build_views
+from privileged import PrivilegedRecord, Sample, build_views, readers
 from privileged.audit import audit_row
 from privileged.builders import discloses
 from privileged.images import load_image
@@ -130,6 +132,30 @@ def test_the_builder_of_the_readme_works(text, tmp_path):
     assert audit_row(row, "s", tmp_path, builder=module["BUILDER"]())["error"] is None
     assert discloses(module["BUILDER"]()) == "derivable"
     assert "In the picture: red 7" in views.privileged.messages[0]["content"][0]["text"]
+
+
+def test_the_format_of_the_readme_works(text, tmp_path, monkeypatch):
+    """A reader who copies it reads its annotations and sees them in the preview, with the two commands below it."""
+    block = python_block(text, "READER = Shelf")
+    assert len(block.splitlines()) <= 25
+    (tmp_path / "shelf.py").write_text(block)
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^vlm-dopd (annotate (?:read shelf|preview train).*?)(?: {2,}#.*)?$", text, flags=re.MULTILINE)
+    assert len(lines) == 2
+    folders = readers.__path__
+    folders.append(str(tmp_path))
+    try:
+        write_example("shelf", tmp_path)
+        (tmp_path / "images").rename(tmp_path / "photos")
+        for line in lines:
+            result = CliRunner().invoke(app, shlex.split(line), catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+    finally:
+        folders.remove(str(tmp_path))
+        sys.modules.pop("privileged.readers.shelf", None)
+    page = (tmp_path / "preview" / "preview.html").read_text()
+    assert "red cup" in page and "150, 200, 250, 400" in page and "What is on it?" in page
 
 
 def test_the_method_of_the_readme_works(text, tmp_path, pair):

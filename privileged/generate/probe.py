@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from ..errors import DataError
 from ..geometry import Box, Coords, check_box, iou
-from ..readers._files import numbers
+from ..reader_files import numbers
 from . import prompts
 from .asker import Asker, NotAsked
 from .endpoint import Lost, Rejected

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..geometry import Coords
-from ..readers._files import number, short
+from ..reader_files import number, short
 from ..readers._replies import check_rel1000
 
 Size = tuple[int, int]

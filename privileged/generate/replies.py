@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
-from ..readers._files import expect, get, short
+from ..reader_files import expect, get, short
 from ..readers._replies import parse_reply
 from ..records import Note
 from .prompts import TIGHT, VERDICTS

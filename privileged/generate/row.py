@@ -13,8 +13,8 @@ from typing import Any
 from ..checks import Report
 from ..draw import draw_boxes
 from ..errors import DataError, ImageError
-from ..readers._base import Options
-from ..readers._files import expect, get
+from ..reader_base import Options
+from ..reader_files import expect, get
 from ..records import ImageRef, PrivilegedRecord, Region, Sample
 from ..rows import to_sample
 from . import pictures, prompts, replies

@@ -12,9 +12,9 @@ from typing import Any
 from ..checks import Report
 from ..errors import DataError
 from ..geometry import Coords
+from ..reader_base import Options, Scope
+from ..reader_files import get, json_rows, number, read_text, short, size
 from . import Annotated
-from ._base import Options, Scope
-from ._files import get, json_rows, number, read_text, short, size
 
 _DECODER = json.JSONDecoder()
 

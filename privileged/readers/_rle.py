@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..geometry import Box
-from ._files import expect, get, numbers
+from ..reader_files import expect, get, numbers
 
 
 def run_lengths(rle: Any, width: int, height: int) -> list[int]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from ..checks import Report
 from ..errors import DataError
 from ..geometry import Coords
+from ..reader_base import Options
+from ..reader_files import load_xml, number, score, short, size
 from . import Annotated
-from ._base import Options
-from ._files import load_xml, number, score, short, size
 from ._ocr import LABELS, check_level
 
 XYWH = Coords(order="xywh")

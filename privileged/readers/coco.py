@@ -16,9 +16,9 @@ from typing import Any
 from ..checks import Dropped, Report
 from ..errors import DataError
 from ..geometry import Coords, enclosing_box, from_xyxy, polygon_area
+from ..reader_base import Options, Scope
+from ..reader_files import get, load_json, numbers, points, score, size
 from . import Annotated
-from ._base import Options, Scope
-from ._files import get, load_json, numbers, points, score, size
 from ._rle import mask_box, run_lengths
 
 XYWH = Coords(order="xywh")

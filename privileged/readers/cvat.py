@@ -17,9 +17,9 @@ from typing import Any
 from ..checks import Dropped, Report
 from ..errors import DataError
 from ..geometry import rotated_polygon
+from ..reader_base import Options, Scope
+from ..reader_files import load_xml, number, size, spelled_points, whole
 from . import Annotated
-from ._base import Options, Scope
-from ._files import load_xml, number, size, spelled_points, whole
 
 SHAPES = ("box", "polygon", "polyline", "points", "mask", "ellipse")
 

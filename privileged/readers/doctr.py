@@ -15,9 +15,9 @@ from typing import Any
 from ..checks import Report
 from ..errors import DataError
 from ..geometry import Coords
+from ..reader_base import Options
+from ..reader_files import get, load_json, points, score, size
 from . import Annotated
-from ._base import Options
-from ._files import get, load_json, points, score, size
 from ._ocr import LABELS, check_level
 
 REL1 = Coords(unit="rel1")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..geometry import Coords
-from ._base import Scope
-from ._files import expect, score
+from ..reader_base import Scope
+from ..reader_files import expect, score
 from ._replies import Replies, check_rel1000
 
 Y_FIRST = Coords(unit="rel1000", order="yxyx")

@@ -14,9 +14,9 @@ from typing import Any
 
 from ..checks import Report
 from ..geometry import Coords
+from ..reader_base import Options
+from ..reader_files import expect, get, load_json, size
 from . import Annotated
-from ._base import Options
-from ._files import expect, get, load_json, size
 
 XYWH = Coords(order="xywh")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ..checks import Report
 from ..errors import DataError
+from ..reader_base import Options
+from ..reader_files import number, read_text, score, size
 from . import Annotated
-from ._base import Options
-from ._files import number, read_text, score, size
 from ._ocr import LABELS, check_level
 
 CLASSES = {"line": ("ocr_line", "ocr_header", "ocr_caption", "ocr_textfloat"), "word": ("ocrx_word", "ocr_word")}

@@ -17,9 +17,9 @@ from typing import Any
 from ..checks import Dropped, Report
 from ..errors import DataError
 from ..geometry import Coords, rotated_polygon
+from ..reader_base import Options, Scope
+from ..reader_files import get, json_rows, number, score, size
 from . import Annotated
-from ._base import Options, Scope
-from ._files import get, json_rows, number, score, size
 
 PERCENT = Coords(unit="percent", order="xywh")
 LABELS = ("rectanglelabels", "polygonlabels", "keypointlabels", "ellipselabels", "brushlabels", "labels")

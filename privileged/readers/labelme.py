@@ -15,9 +15,9 @@ from typing import Any
 
 from ..checks import Report
 from ..errors import DataError
+from ..reader_base import Options, Scope
+from ..reader_files import get, load_json, points, score, size
 from . import Annotated
-from ._base import Options, Scope
-from ._files import get, load_json, points, score, size
 
 OUTLINES = ("polygon", "rotation", "oriented_rectangle")
 

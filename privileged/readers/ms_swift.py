@@ -15,9 +15,9 @@ from typing import Any
 from ..checks import Report
 from ..errors import DataError
 from ..geometry import Coords
+from ..reader_base import Options
+from ..reader_files import expect, get, json_rows, short, size, whole
 from . import Annotated
-from ._base import Options
-from ._files import expect, get, json_rows, short, size, whole
 
 TYPES = {"real": Coords(), "norm1": Coords(unit="rel1")}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..checks import Report
 from ..errors import DataError
+from ..reader_base import Options
+from ..reader_files import load_xml, score, size, spelled_points
 from . import Annotated
-from ._base import Options
-from ._files import load_xml, score, size, spelled_points
 from ._ocr import LABELS, check_level
 
 TAGS = {"line": "TextLine", "word": "Word"}

@@ -15,9 +15,9 @@ from typing import Any
 from ..checks import Dropped, Report
 from ..errors import DataError
 from ..geometry import Coords
+from ..reader_base import Options
+from ..reader_files import expect, get, json_rows, numbers, score, size
 from . import Annotated
-from ._base import Options
-from ._files import expect, get, json_rows, numbers, score, size
 
 DECLARABLE = ("px", "rel1", "percent", "rel1000")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..errors import DataError
 from ..geometry import Coords
-from ._base import Scope
-from ._files import expect, score, size
+from ..reader_base import Scope
+from ..reader_files import expect, score, size
 from ._replies import Replies, check_rel1000
 
 PROFILES = ("qwen3", "qwen2_5")

@@ -16,9 +16,9 @@ from typing import Any
 from ..checks import Dropped, Report
 from ..errors import DataError
 from ..geometry import Coords
+from ..reader_base import Options
+from ..reader_files import expect, get, load_json, read_bytes, size
 from . import Annotated
-from ._base import Options
-from ._files import expect, get, load_json, read_bytes, size
 
 XYWH = Coords(order="xywh")
 ID = (int, str)

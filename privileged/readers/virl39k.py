@@ -13,9 +13,9 @@ from typing import Any
 
 from ..checks import Report
 from ..errors import DataError
+from ..reader_base import Options
+from ..reader_files import expect, get, read_bytes, short
 from . import Annotated
-from ._base import Options
-from ._files import expect, get, read_bytes, short
 
 BOXED = re.compile(r"\\boxed\{(.*)\}", re.S)
 BATCH = 1024

@@ -17,9 +17,9 @@ from typing import Any
 from ..checks import Report
 from ..errors import DataError
 from ..geometry import padded_square_to_px
+from ..reader_base import Options
+from ..reader_files import expect, get, json_rows, numbers, parse_json, short, size
 from . import Annotated
-from ._base import Options
-from ._files import expect, get, json_rows, numbers, parse_json, short, size
 
 FORMS = ("meta", "union", "square")
 REQUEST = re.compile(r" Please (?:think step by step and )?provide the bounding box coordinate of the region .*", re.S)

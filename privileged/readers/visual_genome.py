@@ -15,9 +15,9 @@ from typing import Any
 from ..checks import Report
 from ..errors import DataError
 from ..geometry import Coords
+from ..reader_base import Options, Scope
+from ..reader_files import get, load_json, number, size
 from . import Annotated
-from ._base import Options, Scope
-from ._files import get, load_json, number, size
 
 XYWH = Coords(order="xywh")
 ID = (int, str)

@@ -13,9 +13,9 @@ from typing import Any
 
 from ..checks import Report
 from ..errors import DataError
+from ..reader_base import Options
+from ..reader_files import load_xml, number, size
 from . import Annotated
-from ._base import Options
-from ._files import load_xml, number, size
 
 FLAGS = ("difficult", "truncated", "occluded", "pose")
 

@@ -17,9 +17,9 @@ import yaml
 from ..checks import Dropped, Report
 from ..errors import DataError
 from ..geometry import Coords
+from ..reader_base import Options, Scope
+from ..reader_files import number, read_text, score, short
 from . import Annotated
-from ._base import Options, Scope
-from ._files import number, read_text, score, short
 
 CENTRED = Coords(unit="rel1", order="cxcywh")
 TASKS = ("detect", "segment", "obb")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import checks, geometry
-from ..checks import KEEPABLE, Dropped, Report
-from ..errors import DataError, ImageError
-from ..geometry import SPACES, Box, Coords, Point
-from ..images import inspect_image
-from ..records import ImageRef, Note, PrivilegedRecord, Region
-from . import Annotated
-from ._files import numbers, points, short
+from . import checks, geometry
+from .checks import KEEPABLE, Dropped, Report
+from .errors import DataError, ImageError
+from .geometry import SPACES, Box, Coords, Point
+from .images import inspect_image
+from .reader_files import numbers, points, short
+from .readers import Annotated
+from .records import ImageRef, Note, PrivilegedRecord, Region
 
 PX = Coords()
 DIGITS = 6
