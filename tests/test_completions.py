@@ -60,18 +60,18 @@ def build(processor, collator, method, *words, **options):
 
 def test_own_responses_only_by_default(processor, collator, batch):
     """No reference engine is asked, no reward is given."""
-    responses = build(processor, collator, Wants(), "a", "b")(batch, 0)
+    responses = build(processor, collator, Wants(), "a", "b")([batch], 0)[0]
     assert [[r.reference for r in own] for own in responses] == [[False, False]] * len(batch.groups)
     assert all(r.reward != r.reward for own in responses for r in own)
 
 
 def test_references_come_last(processor, collator, batch):
     """One a group, besides the student's own or in their place."""
-    responses = build(processor, collator, Wants(references=True), "a", "b")(batch, 0)
+    responses = build(processor, collator, Wants(references=True), "a", "b")([batch], 0)[0]
     assert [[r.reference for r in own] for own in responses] == [[False, False, True]] * len(batch.groups)
-    responses = build(processor, collator, Wants(own_share=0.0), "a", "b")(batch, 0)
+    responses = build(processor, collator, Wants(own_share=0.0), "a", "b")([batch], 0)[0]
     assert [[r.reference for r in own] for own in responses] == [[True]] * len(batch.groups)
-    both = build(processor, collator, Wants(own_share=0.0, references=True), "a")(batch, 0)
+    both = build(processor, collator, Wants(own_share=0.0, references=True), "a")([batch], 0)[0]
     assert [[r.reference for r in own] for own in both] == [[True]] * len(batch.groups)
 
 
@@ -79,10 +79,10 @@ def test_share_of_own_responses_is_drawn_a_sample(processor, collator):
     """Near the share over many samples and steps; the same in any batch, after a resume, and another at other steps."""
     batch = collator([Sample(id=f"s{i}", question="What is 4 plus 3?") for i in range(60)])
     whole = build(processor, collator, Wants(own_share=0.3), "a")
-    own = torch.tensor([[not r[0].reference for r in whole(batch, step)] for step in range(20)])
+    own = torch.tensor([[not r[0].reference for r in whole([batch], step)[0]] for step in range(20)])
     assert abs(own.float().mean().item() - 0.3) < 0.05  # 1,200 draws: five standard deviations are 0.066
     assert own.any(0).float().mean() > 0.9 and not own.all(0).any()
-    alone = [not whole(Batch((group,)), 7)[0][0].reference for group in batch.groups]
+    alone = [not whole([Batch((group,))], 7)[0][0][0].reference for group in batch.groups]
     assert alone == own[7].tolist()
 
 
@@ -95,12 +95,30 @@ def test_rewards_are_of_the_decoded_text(processor, collator, batch):
         return float(text == "right")
 
     method = Wants(needs_reward=True, references=True)
-    responses = build(processor, collator, method, "right", "wrong<|im_end|>", reward=reward)(batch, 0)
+    responses = build(processor, collator, method, "right", "wrong<|im_end|>", reward=reward)([batch], 0)[0]
     for own in responses:
         assert [r.reward for r in own[:2]] == [1.0, 0.0] and own[2].reward != own[2].reward
     assert seen[:2] == [(batch.groups[0].sample_id, "right", False), (batch.groups[0].sample_id, "wrong", False)]
     with pytest.raises(TrainingError, match="needs rewards"):
-        build(processor, collator, method, "right")(batch, 0)
+        build(processor, collator, method, "right")([batch], 0)
+
+
+def test_a_window_is_generated_at_once(processor, collator):
+    """Each engine is asked once for all micro-batches; every group gets its own responses, in its own micro-batch."""
+    asked: list[list[str]] = []
+
+    def engine(groups, step):
+        asked.append([group.sample_id for group in groups])
+        return [[Response(tokens(processor, group.sample_id), truncated=False)] for group in groups]
+
+    samples = [Sample(id=f"s{i}", question="What is 4 plus 3?") for i in range(9)]
+    batches = [collator(samples[:4]), collator(samples[4:5]), collator(samples[5:])]
+    completions = Completions(method=Wants(own_share=0.5), engine=engine, references=engine)
+    window = completions(batches, 5)
+    shown = [[(processor.tokenizer.decode(r.id_T), r.reference) for (r,) in found] for found in window]
+    (own, given) = asked
+    assert own and given and sorted(own + given) == [sample.id for sample in samples]
+    assert shown == [[(group.sample_id, group.sample_id in given) for group in batch.groups] for batch in batches]
 
 
 def text_of(processor, prompt):
@@ -109,7 +127,7 @@ def text_of(processor, prompt):
 
 def test_static_views_are_the_groups_own(processor, collator, batch):
     completions = build(processor, collator, Wants(), "a", "b")
-    responses = completions(batch, 0)
+    responses = completions([batch], 0)[0]
     for view in ("plain", "privileged"):
         prompts = completions.prompts(batch, responses, view)
         expected = [getattr(group, view) for group in batch.groups for _ in range(2)]
@@ -119,7 +137,7 @@ def test_static_views_are_the_groups_own(processor, collator, batch):
 def test_reference_and_rollout_views_show_the_text(processor, collator, batch):
     """reference: the same prompt for all of a group. rollout: each its own text, the reference that of the first."""
     completions = build(processor, collator, Wants(references=True), "first words", "second words")
-    responses = completions(batch, 0)
+    responses = completions([batch], 0)[0]
     shown = completions.prompts(batch, responses, "reference")
     assert all(shown[i] is shown[i - i % 3] for i in range(len(shown)))
     assert all(f"{HEADERS['reference']}\nreference" in text_of(processor, prompt) for prompt in shown)
@@ -137,7 +155,7 @@ def test_sibling_view_shows_another_right_response(processor, collator, batch):
     """Never its own; where no other is right, p; where there is no p, the plain prompt."""
     method = Wants(needs_reward=True)
     completions = build(processor, collator, method, "no", "yes 1", "no", reward=lambda s, t, c: float("yes" in t))
-    shown = completions.prompts(batch, completions(batch, 0), "sibling")
+    shown = completions.prompts(batch, completions([batch], 0)[0], "sibling")
     for group, prompts in zip(batch.groups, zip(*[iter(shown)] * 3, strict=True), strict=True):
         for prompt in (prompts[0], prompts[2]):
             assert f"{HEADERS['sibling']}\nyes 1" in text_of(processor, prompt)

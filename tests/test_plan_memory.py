@@ -106,7 +106,8 @@ def test_parts_of_the_real_pair_by_hand():
     assert train["hidden states"] == store + own
     assert train["vision features"] == 4 * 1024 * 4 * (2048 + 4096) * 2
     prompt, token = 1024 + 150, 28 * 8 * 128 * (4 + 2)
-    assert memory(big())["rollout"]["KV cache"] == 2 * 4 * (prompt + 1024) * token
+    assert memory(big())["rollout"]["KV cache"] == 4 * 4 * (prompt + 1024) * token
+    assert memory(big(rollout_batch=8))["rollout"]["KV cache"] == 2 * 4 * (prompt + 1024) * token
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import torch
 
 from privileged import get_builder
 from tests import tiny
-from vlm_dopd.collate import Collator, Encoder
+from vlm_dopd.collate import Batch, Collator, Encoder
+from vlm_dopd.completions import Completions
+from vlm_dopd.methods import find
 from vlm_dopd.roles import Policy, banned_ids, eos_ids
 from vlm_dopd.rollout import sequence_seed
 from vlm_dopd.rollout.hf import HFRollout, RolloutConfig, _InverseCdf
@@ -48,6 +50,18 @@ def test_a_response_does_not_depend_on_its_batch(vision, processor, groups):
     assert ids(engine(vision, processor, batch_size=2)(groups, step=3)) == whole
     assert [ids(engine(vision, processor)([group], step=3))[0] for group in groups] == whole
     assert ids(engine(vision, processor)(groups[::-1], step=3))[::-1] == whole
+
+
+def test_a_window_at_once_is_its_micro_batches_one_after_the_other(vision, processor, groups):
+    """Whatever the split, and whichever sequences fit together: the same ids in the same places."""
+    method = find("dopd")()
+    one_by_one = [ids(engine(vision, processor)([group], step=2))[0] for group in groups]
+    for cut in (1, 3):
+        batches = [Batch(groups[:cut]), Batch(groups[cut:])]
+        for sequences in (64, 6):
+            completions = Completions(method=method, engine=engine(vision, processor, batch_size=sequences))
+            window = [ids(responses) for responses in completions(batches, step=2)]
+            assert window == [one_by_one[:cut], one_by_one[cut:]]
 
 
 def test_steps_seeds_and_siblings_differ(vision, processor, groups):

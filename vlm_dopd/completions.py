@@ -45,9 +45,15 @@ class Completions:
     reward: Reward | None = None
     seed: int = 0
 
-    def __call__(self, batch: Batch, step: int) -> list[list[Response]]:
-        """Responses for every group, in order; a reference completion comes last."""
-        groups = batch.groups
+    def __call__(self, batches: Sequence[Batch], step: int) -> list[list[list[Response]]]:
+        """Responses for every group of every micro-batch, in order; a reference completion comes last.
+
+        The engine is asked once for all of them: how a window is split is no matter of generation.
+        """
+        responses = iter(self._responses([group for batch in batches for group in batch.groups], step))
+        return [[next(responses) for _ in batch.groups] for batch in batches]
+
+    def _responses(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
         own = [self._is_own(group, step) for group in groups]
         mine = iter(self.engine([group for group, its in zip(groups, own, strict=True) if its], step))
         wants = [group for group, its in zip(groups, own, strict=True) if self.method.references or not its]

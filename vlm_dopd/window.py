@@ -100,7 +100,7 @@ class WindowBuilder:
         for policy in self.policies.values():
             policy.vision.forget()
         with self.ranks.autocast():
-            responses = [self.completions(batch, step) for batch in batches]
+            responses = self.completions(batches, step)
             rolled_out = time.perf_counter()
             scores = [self._score(*pair) for pair in zip(batches, responses, strict=True)]
         weight_RN, figures = self._route(scores, progress)

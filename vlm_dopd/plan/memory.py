@@ -134,7 +134,7 @@ def _rollout(job: Job) -> list[Parts]:
     """The image encoder, the prompts, the last token."""
     text = job.student.text
     prompt, longest = job.prompt(job.method.rollout_view), job.max_new_tokens
-    prompts = min(job.micro, max(1, job.rollout_batch // job.siblings))
+    prompts = min(job.window, max(1, job.rollout_batch // job.siblings))
     sequences = prompts * job.siblings
     has: Parts = {"autocast copies": _autocast(job, head=True), "vision features": _features(job, ["student"])}
     token = text.layers * text.keys * (6 if job.bf16 else 8)
@@ -148,7 +148,7 @@ def _rollout(job: Job) -> list[Parts]:
         "KV cache": float(sequences * length * token),
         "rollout buffers": float(of_a_layer + sequences * text.vocabulary * (4 + 3 * 8)),
     }
-    return [has | {"rollout buffers": _encoder(job, "student")}, filled, sampled]
+    return [has | {"rollout buffers": _encoder(job, "student", prompts)}, filled, sampled]
 
 
 def _score(job: Job) -> list[Parts]:
@@ -167,7 +167,7 @@ def _score(job: Job) -> list[Parts]:
         logits = tokens * vocabulary * (2 * 4 + (2 if _weight_bytes(job, role.weights) == 2 else 0))
         own = _hidden(job, [role], job.micro * job.max_new_tokens)
         moments += [
-            has | {"score pass": _encoder(job, role.weights)},
+            has | {"score pass": _encoder(job, role.weights, job.micro)},
             has | {"score pass": one_pass + own},
             has | {"score pass": own, "logits of a chunk": float(logits)},
         ]
@@ -252,13 +252,13 @@ def _hidden(job: Job, roles: Iterable[Role], tokens: int) -> float:
     return float(job.siblings * tokens * widths)
 
 
-def _encoder(job: Job, weights: str) -> float:
-    """What the tower has beside its features while it encodes one block of images."""
+def _encoder(job: Job, weights: str, prompts: int) -> float:
+    """What the tower has beside its features while it encodes one block of the images of so many prompts."""
     vision = job.shape(weights).vision
     if vision is None or not job.images:
         return 0.0
     image = job.work.image_tokens * vision.merge
-    patches = image * min(job.images * job.micro, max(1, PATCHES // image))
+    patches = image * min(job.images * prompts, max(1, PATCHES // image))
     wide = max(2 * vision.intermediate + 2 * vision.hidden, 9 * vision.hidden)
     return float(patches * (4 * vision.patch + _product_bytes(job, weights) * wide))
 

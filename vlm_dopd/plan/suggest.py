@@ -46,7 +46,8 @@ def suggest(job: Job, gpu: GPU, shardings: Sequence[Sharding] = SHARDINGS) -> Su
 def _cost(job: Job, option: Job, gpu: GPU) -> tuple[float, int, float]:
     """Times that agree in two digits are equal: the estimate is worth no more."""
     seconds = sum(times(option, gpu).values())
-    return float(f"{seconds:.2g}"), len(list(_overrides(job, option))), peak(option)
+    changed = sum(before != after for _, before, after in _settings(job, option))
+    return float(f"{seconds:.2g}"), changed, peak(option)
 
 
 def _options(job: Job) -> Iterator[Job]:
@@ -65,13 +66,17 @@ def _options(job: Job) -> Iterator[Job]:
                     )
 
 
-def _overrides(old: Job, new: Job) -> Iterator[str]:
-    for key, before, after in (
+def _settings(old: Job, new: Job) -> tuple[tuple[str, int, int], ...]:
+    return (
         ("train.per_device_train_batch_size", old.micro, new.micro),
         ("train.gradient_accumulation_steps", old.accumulation, new.accumulation),
         ("data.max_pass_tokens", old.pass_tokens, new.pass_tokens),
         ("rollout.batch_size", old.rollout_batch, new.rollout_batch),
         ("train.gradient_checkpointing", old.checkpointing, new.checkpointing),
-    ):
+    )
+
+
+def _overrides(old: Job, new: Job) -> Iterator[str]:
+    for key, before, after in _settings(old, new):
         if before != after or key.startswith(("train.per_device", "train.gradient_acc")):
             yield f"{key}={str(after).lower()}"

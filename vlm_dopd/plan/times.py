@@ -75,13 +75,13 @@ def times(job: Job, gpu: GPU, how: Efficiency = ASSUMED) -> dict[str, float]:
 
 
 def rollout(job: Job, gpu: GPU, how: Efficiency = ASSUMED) -> float:
-    """Micro-batches one after the other, each as long as its longest response; a token reads all weights and keys.
+    """Sequences `rollout.batch_size` at a time, as long as their longest response; a token reads all weights and keys.
 
     Under zero3 the weights are gathered for every token; under fsdp2 once, and stay.
     """
     text = job.student.text
-    prompts = min(job.micro, max(1, job.rollout_batch // job.siblings))
-    batches = job.accumulation * -(-job.micro // prompts)
+    prompts = min(job.window, max(1, job.rollout_batch // job.siblings))
+    batches = -(-job.window // prompts)
     sequences = prompts * job.siblings
     prompt, longest = job.prompt(job.method.rollout_view), job.max_new_tokens
     half = gpu.bf16 if job.bf16 else _single(job, gpu)
