@@ -1,4 +1,4 @@
-"""What a configuration says of data and prompts, as objects: one way to make them, for training and for its preflight."""
+"""Data and prompts as a configuration has them: made in one way, for training and for its preflight."""
 
 from __future__ import annotations
 
