@@ -54,8 +54,9 @@ ARROWS = {
     "evaluation": "torch evals privileged data errors roles",
     "benchmarks": "evals privileged config errors evaluation roles",
     "comparing": "PIL evals privileged data evaluation",
+    "wiring": "privileged collate completions config data methods",
     "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data errors "
-    "evaluation health methods rewards roles rollout trainer window",
+    "evaluation health methods rewards roles rollout trainer window wiring",
     "demo": "evals privileged config data errors evaluation report roles run",
     "study": "torch transformers numpy matplotlib jinja2 markupsafe rich evals privileged callbacks config data errors "
     "evaluation report roles run",

@@ -101,12 +101,24 @@ def check_pair(student: Any, teacher: Any) -> None:
 
     Raises ConfigError if tokens, chat template or image geometry differ.
     """
+    check_vocabularies(student, teacher)
+    check_templates(student, teacher)
+    check_geometries(student, teacher)
+
+
+def check_vocabularies(student: Any, teacher: Any) -> None:
     if tokenizer_of(student).get_vocab() != tokenizer_of(teacher).get_vocab():
         raise ConfigError("teacher and student: expected one tokenizer, got two vocabularies; distil within a family")
+
+
+def check_templates(student: Any, teacher: Any) -> None:
     if student.chat_template != teacher.chat_template:
         raise ConfigError(
             "teacher and student: expected one chat template, got two; thinking and instruct models must not be mixed"
         )
+
+
+def check_geometries(student: Any, teacher: Any) -> None:
     geometry = [getattr(p, "image_processor", None) for p in (student, teacher)]
     facts = [
         g and {k: v for k, v in g.to_dict().items() if k in ("size", "patch_size", "merge_size")} for g in geometry

@@ -24,14 +24,12 @@ from typing import Any
 from transformers import TrainingArguments, set_seed
 
 from privileged import get_builder
-from privileged.builders import Builder
-from privileged.probes import PROBES
 
 from . import __version__, health, rewards
 from .benchmarks import BenchmarkCurves
 from .callbacks import MetricsFile, StopOnNonFiniteGradient, read_metrics
 from .collate import Collator, Encoder
-from .completions import HEADERS, Completions, ReferenceColumn
+from .completions import Completions, ReferenceColumn
 from .config import RunConfig, save_config
 from .copies import StudentCopies
 from .data import SampleDataset
@@ -53,6 +51,7 @@ from .rollout import Engine
 from .rollout.hf import HFRollout
 from .trainer import DopdTrainer
 from .window import WindowBuilder
+from .wiring import builder_of, collator_of, training_data, wants_references
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     policies = {"student": student, **frozen, **copies.policies}
     if missing := {role.weights for role in method.roles} - set(policies):
         raise ConfigError(f"model.{missing.pop()}: expected a model, method {config.method['name']} scores with it")
-    collator = _collator(config, method, Encoder(processor, student.model))
+    collator = collator_of(config, method, Encoder(processor, student.model))
     special = [*(student.merged or eos_ids(student.model, tokenizer)), *banned_ids(student.model, tokenizer)]
     completions = _completions(config, method, policies, collator, args.seed)
 
@@ -108,17 +107,16 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         pad, budget = tokenizer.pad_token_id, config.data.max_pass_tokens
         return WindowBuilder(policies, method, completions, pad, special, ranks, budget, copies.state)
 
-    policy = config.build_image_policy()
-    eval_data = SampleDataset(config.data.eval, config.data.eval_limit, policy) if config.data.eval else None
+    eval_data = None
+    if config.data.eval:
+        eval_data = SampleDataset(config.data.eval, config.data.eval_limit, config.build_image_policy())
     return DopdTrainer(
         student=student,
         build_window=build_window,
         copies=copies,
         evaluate_student=_evaluator(config, method, OpenModel(student.model, processor), eval_data),
         args=args,
-        train_dataset=SampleDataset(
-            config.data.train, policy=policy, kinds=config.data.train_kinds, shuffle_p=config.data.shuffle_p
-        ),
+        train_dataset=training_data(config),
         # What is asked is the evaluator's; Trainer only wants to know whether there is anything.
         eval_dataset=[] if eval_data is None and config.benchmarks.names else eval_data,
         data_collator=collator,
@@ -145,23 +143,6 @@ def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Poli
     return student, frozen
 
 
-def _collator(config: RunConfig, method: Method, encoder: Encoder) -> Collator:
-    views = {role.view for role in method.roles}
-    return Collator(
-        encoder,
-        _builder(config),
-        config.data.max_prompt_tokens,
-        config.data.placement,
-        config.data.without_p,
-        probes=sorted(views & set(PROBES)),
-        keep_samples=method.needs_reward or _wants_references(method) or bool(views & set(HEADERS)),
-    )
-
-
-def _builder(config: RunConfig) -> Builder:
-    return get_builder(config.data.builder, **config.data.builder_options)
-
-
 def _completions(
     config: RunConfig, method: Method, policies: dict[str, Policy], collator: Collator, seed: int
 ) -> Completions:
@@ -172,7 +153,7 @@ def _completions(
     if config.rollout.temperature != 1:
         logger.warning("rollouts at temperature %s; scores and losses at temperature 1", config.rollout.temperature)
     references: Engine | None = None
-    if _wants_references(method):
+    if wants_references(method):
         one = replace(config.rollout, siblings=1)
         references = (
             HFRollout(teacher, one, pad, eos, banned, seed)
@@ -192,10 +173,6 @@ def _completions(
     )
 
 
-def _wants_references(method: Method) -> bool:
-    return method.references or method.own_share < 1
-
-
 def _attention(config: RunConfig, policy: Policy) -> str:
     if policy.flex:
         return "FlexAttention, block masks"
@@ -212,7 +189,7 @@ def _evaluator(
     """
     questions = items(data, get_builder("none"), "plain") if data else []
     own_target = any(component.target == STUDENT_PRIVILEGED for component in method.components)
-    with_p = items(data, _builder(config), "privileged", config.data.placement) if data and own_target else []
+    with_p = items(data, builder_of(config), "privileged", config.data.placement) if data and own_target else []
     benchmarks = BenchmarkCurves(config.benchmarks, Path(config.output_dir)) if config.benchmarks.names else None
     if not questions and benchmarks is None:
         return None

@@ -139,6 +139,14 @@ def read_job(
         if not getattr(config.model, key):
             raise ConfigError(f"model.{key}: expected a model folder or hub name, got nothing")
     config.check_training_arguments()
+    return job_of(config, work=work, gpus=gpus, batch=batch, sharding=sharding, lora_rank=lora_rank)
+
+
+def job_of(
+    config: RunConfig, *, work: Mapping[str, int], gpus: int = 1, batch: int | None = None,
+    sharding: Sharding = "none", lora_rank: int = 0,
+) -> Job:  # fmt: skip
+    """The same of a configuration that is read already."""
     if sharding not in get_args(Sharding):
         raise ConfigError(f"--sharding {sharding}: no such sharding; {closest(sharding, get_args(Sharding))}")
     if gpus < 1:
