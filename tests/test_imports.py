@@ -35,10 +35,13 @@ ARROWS = {
     "methods": "torch privileged divergences routing errors",
     "completions": "torch privileged collate errors methods rollout",
     "rewards": "evals privileged completions errors",
-    "copies": "torch safetensors transformers errors methods roles",
+    "loading": "accelerate torch transformers errors",
+    "lora": "omegaconf peft safetensors torch errors",
+    "merging": "torch transformers errors lora roles",
+    "copies": "torch safetensors transformers errors lora methods roles",
     "data": "torch privileged errors",
     "vision": "torch transformers",
-    "roles": "torch transformers safetensors attention head vision errors",
+    "roles": "torch transformers safetensors attention head loading lora vision errors",
     "collate": "torch transformers PIL privileged roles vision errors",
     "packing": "torch collate vision",
     "rollout": "torch transformers collate packing roles errors",
@@ -47,16 +50,17 @@ ARROWS = {
     "health": "",
     "plan": "rich transformers chunked_loss config copies errors methods vision",
     "callbacks": "torch transformers evals errors health",
-    "trainer": "torch transformers config collate callbacks chunked_loss copies roles rollout scoring window errors",
+    "trainer": "torch transformers config collate callbacks chunked_loss copies lora roles rollout scoring "
+    "window errors",
     "quiet": "datasets transformers",
-    "config": "omegaconf torch transformers privileged methods rollout errors",
+    "config": "omegaconf torch transformers privileged loading lora methods rollout errors",
     "report": "numpy PIL matplotlib jinja2 markupsafe evals privileged errors",
-    "evaluation": "torch evals privileged data errors roles",
+    "evaluation": "torch evals privileged data errors lora roles",
     "benchmarks": "evals privileged config errors evaluation roles",
     "comparing": "PIL evals privileged data evaluation",
     "wiring": "privileged collate completions config data methods",
     "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data errors "
-    "evaluation health methods rewards roles rollout trainer window wiring",
+    "evaluation health lora methods rewards roles rollout trainer window wiring",
     "demo": "evals privileged config data errors evaluation report roles run",
     "study": "torch transformers numpy matplotlib jinja2 markupsafe rich evals privileged callbacks config data errors "
     "evaluation report roles run",
@@ -209,7 +213,13 @@ def test_imports_have_no_cycle():
 def test_imported_libraries_are_declared():
     """Whatever the wheel imports is a dependency of the wheel, or comes with one by the table above."""
     extras = PROJECT["project"]["optional-dependencies"]
-    needs = [*PROJECT["project"]["dependencies"], *extras["coco"], *extras["generate"], *extras["logs"]]
+    needs = [
+        *PROJECT["project"]["dependencies"],
+        *extras["coco"],
+        *extras["generate"],
+        *extras["logs"],
+        *extras["lora"],
+    ]
     declared = {word.split(">")[0].split("=")[0].strip() for word in needs}
     used = {name for path in SHIPPED for name, _ in foreign(path)} - set(ARROWS) - set(PACKAGES)
     missing = {n for n in used if COMES_WITH.get(n, INSTALLED_AS.get(n, n)) not in declared}

@@ -102,6 +102,21 @@ def plan(
 
 
 @app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="Run folder with model.lora, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Option(help="New folder for the checkpoint.")],
+    base: Annotated[str | None, typer.Option(help="The base model, if it is not where the run had it.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: the base's.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Permit fetching the base from the hub.")] = False,
+) -> None:
+    """Add the adapter of a LoRA run to its base: a plain transformers checkpoint with its processor."""
+    quiet()
+    from .merging import merge
+
+    typer.echo(f"student: {merge(run, out, base=base, dtype=dtype, allow_download=download)}")
+
+
+@app.command()
 def study(
     file: Annotated[Path, typer.Argument(help="YAML file of the study.")],
     overrides: Overrides = None,

@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,6 +25,8 @@ from privileged.image_policy import ImagePolicy
 
 from . import methods
 from .errors import ConfigError, closest
+from .loading import Held
+from .lora import LoraConfig, base_of
 from .rollout.hf import RolloutConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -46,6 +48,10 @@ class ModelConfig:
     """What the teacher was before its own training, for methods that compare it with that."""
     teacher_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The student's weights are float32 always: steps of 5e-6 vanish in bfloat16. `train.bf16` is its autocast."""
+    teacher_load: Held = "full"
+    """How teachers lie in memory: whole on the device, int8 or nf4 (bitsandbytes), or their layers offloaded."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the student's own weights."""
     freeze_vision: bool = True
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """Of scoring and training passes: FlexAttention on a CUDA device and SDPA elsewhere, or always one of them."""
@@ -208,6 +214,15 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"model.{key}: expected a model folder or hub name, got nothing")
     if Path(config.model.student).resolve() == Path(config.model.teacher).resolve():
         raise ConfigError("model.teacher: expected another model than the student; with one model every gap is zero")
+    if base := base_of(config.model.student):
+        raise ConfigError(
+            f"model.student: {config.model.student} holds an adapter of {base}, expected a whole model; "
+            "`vlm-dopd merge` makes one"
+        )
+    if config.model.lora and not config.model.freeze_vision:
+        raise ConfigError(
+            "model.freeze_vision: expected true with model.lora, which trains nothing of the vision tower"
+        )
     if not config.output_dir:
         raise ConfigError("output_dir: expected a folder, got nothing")
     _check_ranges(config)
@@ -225,7 +240,7 @@ def check(config: RunConfig) -> None:
 
 
 def _check_ranges(config: RunConfig) -> None:
-    rollout, data = config.rollout, config.data
+    rollout, data, lora = config.rollout, config.data, config.model.lora or LoraConfig()
     for name, value, fits, expected in (
         ("rollout.siblings", rollout.siblings, rollout.siblings >= 1, "at least 1"),
         ("rollout.max_new_tokens", rollout.max_new_tokens, rollout.max_new_tokens >= 1, "at least 1"),
@@ -236,6 +251,9 @@ def _check_ranges(config: RunConfig) -> None:
         ("data.max_prompt_tokens", data.max_prompt_tokens, data.max_prompt_tokens >= 1, "at least 1"),
         ("data.max_pass_tokens", data.max_pass_tokens, data.max_pass_tokens >= 1, "at least 1"),
         ("data.eval_limit", data.eval_limit, data.eval_limit is None or data.eval_limit >= 1, "at least 1, or null"),
+        ("model.lora.r", lora.r, lora.r >= 1, "at least 1"),
+        ("model.lora.alpha", lora.alpha, 0 < lora.alpha < float("inf"), "above 0"),
+        ("model.lora.dropout", lora.dropout, 0 <= lora.dropout < 1, "0 or more and below 1"),
         ("benchmarks.limit", config.benchmarks.limit, (config.benchmarks.limit or 1) >= 1, "at least 1, or null"),
     ):
         if not fits:
@@ -257,6 +275,8 @@ def typed(cls: type, values: dict[str, Any], prefix: str) -> Any:
     except OmegaConfBaseException as error:
         path, _, leaf = str(error.full_key).rpartition(".")
         known = OmegaConf.select(schema, path) if path else schema
+        if known is None and is_dataclass(error.object_type):  # a section that is optional, as model.lora
+            known = OmegaConf.structured(error.object_type)
         if OmegaConf.is_dict(known) and leaf not in known:
             raise ConfigError(f"{prefix}{error.full_key}: no such setting; {closest(leaf, map(str, known))}") from None
         raise ConfigError(f"{prefix}{error.full_key}: {_one_line(error)}") from None

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from .errors import ConfigError
+from .lora import has_adapter, remove_adapter
 from .methods import Method
 from .roles import Policy
 
@@ -33,6 +34,8 @@ class StudentCopies(TrainerCallback):
         wanted = {role.weights for role in method.roles}
         self.student, self.method = student, method
         self.policies: dict[str, Policy] = {kind: copy_of(student) for kind in KINDS if kind in wanted}
+        if "initial" in self.policies and has_adapter(student.model):
+            remove_adapter(self.policies["initial"].model)  # a fresh one adds nothing: what is left is the base
         self.state: dict[str, float] = {}
         """Numbers that the method keeps from one window to the next."""
 
@@ -77,7 +80,9 @@ class StudentCopies(TrainerCallback):
 
 def copy_of(student: Policy) -> Policy:
     """A policy of its own weights where the student is trained, and of the student's where it is not."""
-    shared = {id(p): p for p in student.model.parameters() if not p.requires_grad}
+    shared: dict[int, Any] = {id(p): p for p in student.model.parameters() if not p.requires_grad}
+    tables = [module.quant_state for module in student.model.modules() if hasattr(module, "quant_state")]
+    shared |= {id(table): table for table in tables}  # what bitsandbytes needs to read its 4-bit matrices
     model = copy.deepcopy(student.model, shared).eval()
     tower = getattr(student.model.base_model, "visual", None)
     frozen = tower is not None and not any(p.requires_grad for p in tower.parameters())

@@ -18,6 +18,7 @@ from privileged.errors import DataError
 
 from .data import SampleDataset
 from .errors import ConfigError
+from .lora import trained_as
 from .roles import load_policy, load_processor, tokenizer_of
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -53,6 +54,10 @@ def open_model(path: str, *, dtype: Dtype = "auto", allow_download: bool = False
 
     `auto` is bfloat16 on a GPU, as models are deployed, and float32 on a CPU.
     """
+    if (lora := trained_as(Path(path))) and lora.quantize:
+        raise ConfigError(
+            f"{path}: trained beside {lora.quantize} weights; `vlm-dopd merge {path} --out …` makes it whole"
+        )
     cuda = torch.cuda.is_available() and not use_cpu
     processor = load_processor(path, allow_download)
     wanted = ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype

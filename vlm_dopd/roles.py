@@ -20,6 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from .attention import ATTENTION
 from .errors import ConfigError
 from .head import Head
+from .loading import Held, options, place
+from .lora import base_of
 from .vision import VisionOnce
 
 Attention = Literal["auto", "sdpa", "flex"]
@@ -70,14 +72,22 @@ class Policy:
 
 
 def load_policy(
-    path: str, tokenizer: Any, dtype: str = "float32", allow_download: bool = False, attention: Attention = "auto"
+    path: str,
+    tokenizer: Any,
+    dtype: str = "float32",
+    allow_download: bool = False,
+    attention: Attention = "auto",
+    held: Held = "full",
+    device: torch.device | str = "cpu",
 ) -> Policy:
     """The model in folder `path`, from safetensors, without remote code, with the attention of shared-prefix rows.
 
-    Raises ConfigError if there is no such model here."""
+    Of an adapter folder its base with the adapter beside it. Raises ConfigError if there is no such model here."""
+    device, wanted = torch.device(device), getattr(torch, dtype)
     cls = AutoModelForImageTextToText if sees(path, allow_download) else AutoModelForCausalLM
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "attn_implementation": ATTENTION}
-    model = _load(cls, path, allow_download, **options)
+    settings = {"dtype": wanted, "use_safetensors": True, "attn_implementation": ATTENTION}
+    model = _load(cls, path, allow_download, **settings, **options(held, wanted, device))
+    place(model, held, device)
     rows = model.get_output_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise ConfigError(
@@ -159,7 +169,10 @@ def with_merged_stops(policies: Mapping[str, Policy], tokenizer: Any) -> dict[st
 
 def sees(path: str, allow_download: bool) -> bool:
     """Whether it is a vision-language model; AutoProcessor guesses from files that a tokenizer may bring."""
-    return _load(AutoConfig, path, allow_download).model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return (
+        _load(AutoConfig, base_of(path) or path, allow_download).model_type
+        in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    )
 
 
 def _load(cls: Any, path: str, allow_download: bool, **options: Any) -> Any:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from .copies import StudentCopies
 from .data import SampleDataset
 from .errors import ConfigError
 from .evaluation import OpenModel, headline, items
+from .lora import add_adapter
 from .methods import STUDENT_PRIVILEGED, Method
 from .roles import (
     Policy,
@@ -133,12 +135,21 @@ def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Poli
     for path in wanted.values():
         check_pair(processor, load_processor(path, config.model.allow_download))
     tokenizer = tokenizer_of(processor)
-    student = load(config.model.student, tokenizer)
-    if config.model.freeze_vision:
+    lora = config.model.lora
+    if lora is None:
+        student = load(config.model.student, tokenizer)
+    elif lora.quantize is None:
+        student = load(config.model.student, tokenizer, lora.dtype)
+    else:
+        student = load(config.model.student, tokenizer, lora.dtype, held=lora.quantize, device=device)
+    if lora:
+        logger.info("LoRA: %d parameters are trained, all others frozen", add_adapter(student.model, lora))
+    elif config.model.freeze_vision:
         logger.info("vision tower frozen: %d parameters", freeze_vision(student.model))
-    frozen = {role: load(path, tokenizer, config.model.teacher_dtype) for role, path in wanted.items()}
+    kept = {"dtype": config.model.teacher_dtype, "held": config.model.teacher_load, "device": device}
+    frozen = {role: load(path, tokenizer, **kept) for role, path in wanted.items()}
     for policy in frozen.values():
-        policy.model.requires_grad_(False).eval().to(device)
+        policy.model.requires_grad_(False).eval()
     logger.info("attention of scoring and training passes: %s", _attention(config, frozen["teacher"]))
     return student, frozen
 
@@ -235,7 +246,8 @@ def versions() -> dict[str, str | None]:
     """What a result depends on: our version and commit, and the libraries'."""
     here = Path(__file__).resolve().parent
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    names = ("torch", "torchvision", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pillow")
+    names = ["torch", "torchvision", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pillow"]
+    names += [extra for extra in ("peft", "bitsandbytes") if find_spec(extra)]
     return {
         "vlm-dopd": __version__,
         "commit": git.stdout.strip() or None,

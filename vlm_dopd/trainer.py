@@ -24,6 +24,7 @@ from .callbacks import Progress
 from .chunked_loss import LossOutput, routed_loss
 from .copies import StudentCopies
 from .errors import TrainingError
+from .lora import has_adapter, load_adapter
 from .roles import Policy
 from .scoring import student_hidden
 from .window import TrainingBatch, Window, WindowBuilder, gather_object
@@ -129,6 +130,19 @@ class DopdTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             self.copies.save(Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Trainer knows adapters only in peft's wrapper; this one lies in the model itself."""
+        if has_adapter(self.student.model) and not self.is_fsdp_enabled:
+            load_adapter(self.student.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if has_adapter(self.student.model) and not self.is_fsdp_enabled:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
