@@ -44,18 +44,19 @@ ARROWS = {
     "rollout": "torch transformers collate packing roles errors",
     "scoring": "torch transformers attention packing roles chunked_loss",
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors",
+    "served": "torch safetensors zmq __init__ attention chunked_loss errors head packing roles scoring vision",
     "health": "",
     "plan": "rich transformers chunked_loss config copies errors methods vision",
     "callbacks": "torch transformers evals errors health",
     "trainer": "torch transformers config collate callbacks chunked_loss copies roles rollout scoring window errors",
     "quiet": "datasets transformers",
-    "config": "omegaconf torch transformers privileged methods rollout errors",
+    "config": "omegaconf torch transformers privileged methods rollout served errors",
     "report": "numpy PIL matplotlib jinja2 markupsafe evals privileged errors",
     "evaluation": "torch evals privileged data errors roles",
     "benchmarks": "evals privileged config errors evaluation roles",
     "comparing": "PIL evals privileged data evaluation",
     "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data errors "
-    "evaluation health methods rewards roles rollout trainer window",
+    "evaluation health methods rewards roles rollout served trainer window",
     "demo": "evals privileged config data errors evaluation report roles run",
     "study": "torch transformers numpy matplotlib jinja2 markupsafe rich evals privileged callbacks config data errors "
     "evaluation report roles run",
@@ -83,7 +84,7 @@ EVALS_ONLY = {
     "compare_page.py": {"jinja2", "markupsafe"},
     "logs/files.py": {"openpyxl"},
 }
-INSTALLED_AS = {"PIL": "pillow"}
+INSTALLED_AS = {"PIL": "pillow", "zmq": "pyzmq"}
 COMES_WITH = {
     "tqdm": "transformers",
     "tokenizers": "transformers",
@@ -208,7 +209,13 @@ def test_imports_have_no_cycle():
 def test_imported_libraries_are_declared():
     """Whatever the wheel imports is a dependency of the wheel, or comes with one by the table above."""
     extras = PROJECT["project"]["optional-dependencies"]
-    needs = [*PROJECT["project"]["dependencies"], *extras["coco"], *extras["generate"], *extras["logs"]]
+    needs = [
+        *PROJECT["project"]["dependencies"],
+        *extras["coco"],
+        *extras["generate"],
+        *extras["logs"],
+        *extras["serve"],
+    ]
     declared = {word.split(">")[0].split("=")[0].strip() for word in needs}
     used = {name for path in SHIPPED for name, _ in foreign(path)} - set(ARROWS) - set(PACKAGES)
     missing = {n for n in used if COMES_WITH.get(n, INSTALLED_AS.get(n, n)) not in declared}
