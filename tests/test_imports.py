@@ -47,20 +47,21 @@ ARROWS = {
     "rollout": "torch transformers collate packing roles errors",
     "scoring": "torch transformers attention packing roles chunked_loss",
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors",
+    "served": "torch safetensors zmq __init__ attention chunked_loss errors head packing roles scoring vision",
     "health": "",
     "plan": "rich transformers chunked_loss config copies errors methods vision",
     "callbacks": "torch transformers evals errors health",
     "trainer": "torch transformers config collate callbacks chunked_loss copies lora roles rollout scoring "
     "window errors",
     "quiet": "datasets transformers",
-    "config": "omegaconf torch transformers privileged loading lora methods rollout errors",
+    "config": "omegaconf torch transformers privileged loading lora methods rollout served errors",
     "report": "numpy PIL matplotlib jinja2 markupsafe evals privileged errors",
     "evaluation": "torch evals privileged data errors lora roles",
     "benchmarks": "evals privileged config errors evaluation roles",
     "comparing": "PIL evals privileged data evaluation",
     "wiring": "privileged collate completions config data methods",
     "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data errors "
-    "evaluation health lora methods rewards roles rollout trainer window wiring",
+    "evaluation health lora methods rewards roles rollout served trainer window wiring",
     "demo": "evals privileged config data errors evaluation report roles run",
     "study": "torch transformers numpy matplotlib jinja2 markupsafe rich evals privileged callbacks config data errors "
     "evaluation report roles run",
@@ -88,7 +89,7 @@ EVALS_ONLY = {
     "compare_page.py": {"jinja2", "markupsafe"},
     "logs/files.py": {"openpyxl"},
 }
-INSTALLED_AS = {"PIL": "pillow"}
+INSTALLED_AS = {"PIL": "pillow", "zmq": "pyzmq"}
 COMES_WITH = {
     "tqdm": "transformers",
     "tokenizers": "transformers",
@@ -219,6 +220,7 @@ def test_imported_libraries_are_declared():
         *extras["generate"],
         *extras["logs"],
         *extras["lora"],
+        *extras["serve"],
     ]
     declared = {word.split(">")[0].split("=")[0].strip() for word in needs}
     used = {name for path in SHIPPED for name, _ in foreign(path)} - set(ARROWS) - set(PACKAGES)

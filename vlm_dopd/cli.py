@@ -59,6 +59,31 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
     typer.echo(f"student, metrics and checkpoints: {run}")
 
 
+@app.command("serve-teacher")
+def serve_teacher(
+    model: Annotated[str, typer.Argument(help="Folder or hub name.")],
+    address: Annotated[str, typer.Option(help="tcp://host:port or ipc://file.")] = "tcp://127.0.0.1:5555",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, as the run's model.teacher_dtype.")] = "bfloat16",
+    device: Annotated[str | None, typer.Option(help="As cuda:1; default: a GPU if there is one.")] = None,
+    attention: Annotated[str, typer.Option(help="auto, sdpa or flex.")] = "auto",
+    image_store: Annotated[float, typer.Option(help="GB of pixels to keep; features take about as much.")] = 4.0,
+    allow_download: Annotated[bool, typer.Option("--allow-download", help="Permit fetching it from the hub.")] = False,
+) -> None:
+    """Score for trainers that set model.teacher to ADDRESS; on GPUs or a node of its own. No authentication."""
+    quiet()
+    from .served.server import serve
+
+    serve(
+        model,
+        address,
+        dtype=dtype,
+        device=device,
+        attention=attention,  # type: ignore[arg-type]  # checked there
+        allow_download=allow_download,
+        image_bytes=int(image_store * 1e9),
+    )
+
+
 @app.command()
 def plan(
     recipe: Annotated[Path, typer.Argument(help="YAML file of the run, or the name of a shipped recipe.")],

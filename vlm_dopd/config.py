@@ -28,6 +28,7 @@ from .errors import ConfigError, closest
 from .loading import Held
 from .lora import LoraConfig, base_of
 from .rollout.hf import RolloutConfig
+from .served import addresses, is_address
 
 RECIPES = Path(__file__).parent / "recipes"
 FIXED = {
@@ -44,6 +45,7 @@ FIXED = {
 class ModelConfig:
     student: str = ""
     teacher: str = ""
+    """A folder, a hub name, or where `vlm-dopd serve-teacher` runs: tcp://host:port, several with commas."""
     teacher_base: str | None = None
     """What the teacher was before its own training, for methods that compare it with that."""
     teacher_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -236,7 +238,22 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"data.builder: {error}") from None
     config.build_image_policy()
     config.build_method()
+    _check_served(config)
     config.check_training_arguments()
+
+
+def _check_served(config: RunConfig) -> None:
+    for key in ("teacher", "teacher_base"):
+        name = getattr(config.model, key)
+        if name and is_address(name):
+            addresses(name, f"model.{key}")
+    method = config.build_method()
+    wants_text = (method.references or method.own_share < 1) and config.rollout.reference == "teacher"
+    if wants_text and is_address(config.model.teacher):
+        raise ConfigError(
+            "model.teacher: a served teacher scores and writes nothing, and this method trains on its completions; "
+            "give its folder, or set rollout.reference to a column of the data"
+        )
 
 
 def _check_ranges(config: RunConfig) -> None:

@@ -45,6 +45,14 @@ class Policy:
         """The features of the images this model has seen in the present window."""
         return VisionOnce(self.model) if self.sees_with is None else self.sees_with.vision
 
+    def forget(self) -> None:
+        """To be called when a window begins."""
+        self.vision.forget()
+
+    def stops(self, tokenizer: Any) -> list[int]:
+        """All ids that end a response for this model."""
+        return eos_ids(self.model, tokenizer)
+
     @property
     def device(self) -> torch.device:
         return self.model.get_output_embeddings().weight.device
@@ -161,9 +169,9 @@ def eos_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted({i for i in [*listed, tokenizer.eos_token_id] if i is not None})
 
 
-def with_merged_stops(policies: Mapping[str, Policy], tokenizer: Any) -> dict[str, Policy]:
+def with_merged_stops(policies: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     """The same, but that all ids that end a response for one of them are one token for each."""
-    stops = {i for policy in policies.values() for i in eos_ids(policy.model, tokenizer)}
+    stops = {i for policy in policies.values() for i in policy.stops(tokenizer)}
     return {name: replace(policy, merged=tuple(sorted(stops))) for name, policy in policies.items()}
 
 

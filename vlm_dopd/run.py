@@ -51,6 +51,7 @@ from .roles import (
 )
 from .rollout import Engine
 from .rollout.hf import HFRollout
+from .served import is_address
 from .trainer import DopdTrainer
 from .window import WindowBuilder
 from .wiring import builder_of, collator_of, training_data, wants_references
@@ -127,10 +128,10 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     )
 
 
-def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Policy, dict[str, Policy]]:
+def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Policy, dict[str, Any]]:
     """The student, and by role the models that never change."""
     names = {"teacher": config.model.teacher, "teacher_base": config.model.teacher_base}
-    wanted = {role: path for role, path in names.items() if path is not None}
+    wanted = {role: path for role, path in names.items() if path is not None and not is_address(path)}
     load = partial(load_policy, allow_download=config.model.allow_download, attention=config.model.attention)
     for path in wanted.values():
         check_pair(processor, load_processor(path, config.model.allow_download))
@@ -150,12 +151,24 @@ def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Poli
     frozen = {role: load(path, tokenizer, **kept) for role, path in wanted.items()}
     for policy in frozen.values():
         policy.model.requires_grad_(False).eval()
-    logger.info("attention of scoring and training passes: %s", _attention(config, frozen["teacher"]))
-    return student, frozen
+    if "teacher" in frozen:
+        logger.info("attention of scoring and training passes: %s", _attention(config, frozen["teacher"]))
+    served = {role: name for role, name in names.items() if name is not None and is_address(name)}
+    return student, frozen | _connect(served, processor, config.model.teacher_dtype, device)
+
+
+def _connect(served: dict[str, str], processor: Any, dtype: str, device: Any) -> dict[str, Any]:
+    if not served:
+        return {}
+    try:
+        from .served.policy import connect
+    except ModuleNotFoundError:
+        raise ConfigError("model.teacher: an address needs pyzmq: pip install 'vlm-dopd[serve]'") from None
+    return {role: connect(name, processor, dtype, device, f"model.{role}") for role, name in served.items()}
 
 
 def _completions(
-    config: RunConfig, method: Method, policies: dict[str, Policy], collator: Collator, seed: int
+    config: RunConfig, method: Method, policies: dict[str, Any], collator: Collator, seed: int
 ) -> Completions:
     student, teacher = policies["student"], policies["teacher"]
     tokenizer = tokenizer_of(collator.encoder.processor)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,22 +15,53 @@ from .packing import Packed
 from .roles import Policy
 
 
-@torch.no_grad()
-def score(policy: Policy, passes: Sequence[Packed]) -> Scored:
+class ServedPolicy(Protocol):
+    """Weights that another process holds."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def forget(self) -> None: ...
+    def submit(self, passes: Sequence[Packed]) -> Callable[[], Scored]: ...
+
+
+def submit(policy: Policy | ServedPolicy, passes: Sequence[Packed]) -> Callable[[], Scored]:
+    """Begins to score; what is returned gives the scores. A policy served elsewhere is at work meanwhile."""
+    return partial(_score_here, policy, passes) if isinstance(policy, Policy) else policy.submit(passes)
+
+
+def score(policy: Policy | ServedPolicy, passes: Sequence[Packed]) -> Scored:
     """Hidden states, sampled log-probabilities and entropies under `policy` of all response tokens of `passes`.
 
     The N tokens come in the order in which the groups were packed, whatever pass they are in. Leaves the model in the
     mode it was in; scores are taken without dropout.
     """
+    return submit(policy, passes)()
+
+
+@torch.no_grad()
+def _score_here(policy: Policy, passes: Sequence[Packed]) -> Scored:
+    return score_tokens(response_hidden(policy, passes), policy.head(), response_tokens(passes).to(policy.device))
+
+
+@torch.no_grad()
+def response_hidden(policy: Policy, passes: Sequence[Packed]) -> Tensor:
+    """Last hidden states of the positions that predict the response tokens, [N, H]: the model's part of `score`."""
     was_training = policy.model.training
     policy.model.eval()
     try:
         hidden = [_hidden(policy, packed.to(policy.device)) for packed in passes]
     finally:
         policy.model.train(was_training)
-    order_N = torch.cat([packed.place_N for packed in passes]).argsort().to(policy.device)
-    token_N = torch.cat([packed.token_N for packed in passes]).to(policy.device)
-    return score_tokens(torch.cat(hidden)[order_N], policy.head(), token_N[order_N])
+    return torch.cat(hidden)[_order(passes).to(policy.device)]
+
+
+def response_tokens(passes: Sequence[Packed]) -> Tensor:
+    """The response tokens in the order of `response_hidden`, [N]."""
+    return torch.cat([packed.token_N for packed in passes])[_order(passes)]
+
+
+def _order(passes: Sequence[Packed]) -> Tensor:
+    return torch.cat([packed.place_N for packed in passes]).argsort()
 
 
 def _hidden(policy: Policy, packed: Packed) -> Tensor:

@@ -56,6 +56,10 @@ class VisionOnce:
         """To be called when a window begins: images of the last one are gone, and the weights may have moved."""
         self._features = {}
 
+    def drop(self, image: EncodedImage) -> None:
+        """For who keeps images longer than a window: this one will not be asked for again."""
+        self._features.pop(image, None)
+
     @torch.no_grad()
     def inputs(self, images: Sequence[EncodedImage]) -> dict[str, Any]:
         """Keyword arguments of a forward pass without gradient that shows `images`, in the order of placeholders."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -28,7 +28,7 @@ from .methods._responses import Responses
 from .packing import Packed, pack
 from .roles import Policy
 from .rollout import Response
-from .scoring import score
+from .scoring import ServedPolicy, submit
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +74,16 @@ class _Scores:
     has_privilege_N: Tensor
 
 
+_Asked = tuple[dict[View, list[Packed]], dict[Role, Callable[[], Scored]]]
+"""One micro-batch on its way to be scored."""
+
+
 class WindowBuilder:
     """Builds windows for one run: holds the policies (by `Role.weights`), the method and what gives the responses."""
 
     def __init__(
         self,
-        policies: Mapping[str, Policy],
+        policies: Mapping[str, Policy | ServedPolicy],
         method: Method,
         completions: Completions,
         pad_id: int,
@@ -98,11 +102,12 @@ class WindowBuilder:
         """One window from this rank's micro-batches. `progress`: share of the steps that are done."""
         began = time.perf_counter()
         for policy in self.policies.values():
-            policy.vision.forget()
+            policy.forget()
         with self.ranks.autocast():
             responses = self.completions(batches, step)
             rolled_out = time.perf_counter()
-            scores = [self._score(*pair) for pair in zip(batches, responses, strict=True)]
+            asked = [self._ask(*pair) for pair in zip(batches, responses, strict=True)]
+            scores = [self._score(*of) for of in zip(batches, responses, asked, strict=True)]
         weight_RN, figures = self._route(scores, progress)
         figures |= self._count(batches, responses)
         self._warn_without_p(batches)
@@ -128,11 +133,17 @@ class WindowBuilder:
                 len(groups),
             )
 
-    def _score(self, batch: Batch, siblings: list[list[Response]]) -> _Scores:
+    def _ask(self, batch: Batch, siblings: list[list[Response]]) -> _Asked:
+        """All micro-batches are asked for before any answer is waited for: a served teacher is at work meanwhile."""
         views = {role.view for role in self.method.roles} | {c.student_view for c in self.method.components}
         ids = [response.id_T for own in siblings for response in own]
         packed = {view: self._pack(self.completions.prompts(batch, siblings, view), ids) for view in sorted(views)}
-        by_role = {role: score(self.policies[role.weights], packed[role.view]) for role in self.method.roles}
+        roles = sorted(self.method.roles, key=lambda role: role.weights == "teacher")  # a served one: waited for last
+        return packed, {role: submit(self.policies[role.weights], packed[role.view]) for role in roles}
+
+    def _score(self, batch: Batch, siblings: list[list[Response]], asked: _Asked) -> _Scores:
+        packed, answers = asked
+        by_role = {role: answer() for role, answer in answers.items()}
         responses = responses_of(siblings)
         statistic_N = self._statistics(by_role, responses.token_N)
         targets = {component.target for component in self.method.components}
