@@ -37,6 +37,7 @@ ARROWS = {
     "rewards": "evals privileged completions errors",
     "loading": "accelerate torch transformers errors",
     "lora": "omegaconf peft safetensors torch errors",
+    "hub": "transformers errors",
     "merging": "torch transformers errors lora roles",
     "copies": "torch safetensors transformers errors lora methods roles",
     "data": "torch privileged errors",
@@ -51,7 +52,7 @@ ARROWS = {
     "health": "",
     "plan": "rich transformers chunked_loss config copies errors methods vision",
     "callbacks": "torch transformers evals errors health",
-    "trainer": "torch transformers config collate callbacks chunked_loss copies lora roles rollout scoring "
+    "trainer": "torch transformers config collate callbacks chunked_loss copies hub lora roles rollout scoring "
     "window errors",
     "quiet": "datasets transformers",
     "config": "omegaconf torch transformers privileged loading lora methods rollout served errors",

@@ -37,6 +37,7 @@ FIXED = {
     "logging_nan_inf_filter": "it would hide a non-finite loss",
     "average_tokens_across_devices": "the loss is already divided by the count over all ranks",
     "resume_from_checkpoint": "set resume at the top level",
+    "hub_token": "config.yaml would hold it; log in with `hf auth login` or set HF_TOKEN",
 }
 """Fields of TrainingArguments that are not the user's to set, and why."""
 
@@ -151,6 +152,10 @@ class RunConfig:
                 raise ConfigError(f"train.{key}: cannot be set here: {FIXED[key]}")
             if key not in known:
                 raise ConfigError(f"train.{key}: no such field of TrainingArguments; {closest(key, known)}")
+        if (strategy := self.train.get("hub_strategy", "end")) in ("checkpoint", "all_checkpoints"):
+            raise ConfigError(
+                f"train.hub_strategy: expected end or every_save, got {strategy}: checkpoints hold pickles"
+            )
         parser, words = self._training_words()
         with contextlib.redirect_stderr(io.StringIO()) as complaint:
             try:

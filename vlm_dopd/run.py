@@ -77,7 +77,6 @@ def train(config: RunConfig) -> Path:
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(run))
-    (run / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
     if trainer.is_world_process_zero():
         logger.info("health\n%s", health.table(health.check(read_metrics(run / "metrics.jsonl"))))
     return run

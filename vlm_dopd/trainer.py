@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback
 
 from .callbacks import Progress
 from .chunked_loss import LossOutput, routed_loss
 from .copies import StudentCopies
 from .errors import TrainingError
+from .hub import StudentUploads
 from .lora import has_adapter, load_adapter
 from .roles import Policy
 from .scoring import student_hidden
@@ -32,7 +33,7 @@ from .window import TrainingBatch, Window, WindowBuilder, gather_object
 logger = logging.getLogger(__name__)
 
 
-class DopdTrainer(Trainer):
+class DopdTrainer(StudentUploads):
     """A Trainer whose batches are windows. `build_window` gets the accelerator, which exists only from here on."""
 
     def __init__(
