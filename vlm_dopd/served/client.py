@@ -115,7 +115,7 @@ class Client:
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.SNDHWM, 0),
-            (zmq.IPV6, 1),
+            (zmq.IPV6, int("[" in self.address)),
             (zmq.RECONNECT_IVL_MAX, 5_000),
             (zmq.HEARTBEAT_IVL, HEARTBEAT),
             (zmq.HEARTBEAT_TIMEOUT, 6 * HEARTBEAT),

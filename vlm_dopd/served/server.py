@@ -219,7 +219,7 @@ def _bound(address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.RCVHWM, 8)  # of each client; further messages wait where they are
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6 * HEARTBEAT)
-    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.IPV6, int("[" in address))
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
