@@ -11,7 +11,8 @@ T response positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -69,6 +70,13 @@ class HFRollout:
             self.filters.append(TopKLogitsWarper(config.top_k))
         if config.top_p < 1:
             self.filters.append(TopPLogitsWarper(config.top_p))
+
+    def greedy(self) -> HFRollout:
+        """The same engine, but one response a prompt and always the likeliest token."""
+        engine = copy(self)
+        engine.config = replace(self.config, siblings=1)
+        engine.filters = LogitsProcessorList([*self.filters, TopKLogitsWarper(1)])
+        return engine
 
     def __call__(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
         # Prompts of similar length together: neighbours need little padding.
