@@ -246,7 +246,6 @@ def test_p_over_budget_is_counted(tmp_path):
     some = found("p whole", wiring(tmp_path, f"data.max_prompt_tokens={lengths[8]}", rows=16))
     over = sum(length > lengths[8] for length in lengths)
     assert some.status == "WARN" and some.figure == f"{16 - over} of 16 whole; {over} over budget, 0 rows left out"
-    assert found("p whole", wiring(tmp_path, "data.max_prompt_tokens=60")).status == "FAIL"
     dropped = found("p whole", wiring(tmp_path, f"data.max_prompt_tokens={lengths[8]}", "data.without_p=drop", rows=16))
     assert dropped.status == "WARN" and f"{over} rows left out" in dropped.figure
 

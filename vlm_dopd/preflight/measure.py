@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from transformers import TrainingArguments
 
 from ..collate import Batch
 from ..packing import Packed
@@ -52,6 +53,7 @@ def measure(trainer: DopdTrainer) -> Measured:
     batch: Batch = collate([dataset[place] for place in spread(len(dataset), micro)])
     device = builder.policies["student"].device
     gauge = Gauge(device, [policy.model for policy in builder.policies.values()])
+    checkpoint(model, trainer.args)
     for _ in range(WARM):
         window = builder.build([batch], 0)
         began = time.perf_counter()
@@ -85,6 +87,16 @@ def measure(trainer: DopdTrainer) -> Measured:
         peak=peak,
         room=gauge.room(),
     )
+
+
+def checkpoint(model: Any, args: TrainingArguments) -> None:
+    """As Trainer does when training begins, if the configuration asks for it."""
+    if args.activation_checkpointing:
+        options = dict(cast(dict[str, Any], args.activation_checkpointing_kwargs or {}))
+        every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
+        model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs=options or None, every_n_layers=every, offload=offload
+        )
 
 
 def _longest(packed: Packed) -> int:

@@ -91,7 +91,7 @@ def p_whole(wiring: Wiring) -> Finding:
     dropped = sum(group is None for group in wiring.groups)
     figure = f"{told - over} of {told} whole; {over} over budget, {dropped} rows left out"
     expected = f"none over data.max_prompt_tokens={wiring.config.data.max_prompt_tokens}"
-    return judged(figure, expected, fail=told > 0 and over == told, warn=over > 0 or dropped > 0, fix=_BUDGET)
+    return judged(figure, expected, warn=over > 0 or dropped > 0, fix=_BUDGET)
 
 
 def room_to_answer(wiring: Wiring) -> Finding:

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
-from ..chunked_loss import compare_tokens
 from ..collate import Group, Prompt
 from ..completions import HEADERS
 from ..health import MISMATCH
-from ..roles import Policy, banned_ids
+from ..roles import Policy
 from ..rollout import Response
 from ..rollout.hf import HFRollout
 from .finding import Check, Finding, judged, skipped
@@ -25,6 +25,8 @@ ROUNDED = 0.05
 """The same where a model or autocast rounds to bfloat16, as a mean over tokens."""
 SIBLINGS = 2
 """Responses that are scored once more on their own."""
+WATCHED, TOKENS = 4, 64
+"""Prompts that are answered once more, and tokens of such an answer, where an engine gives no log-probabilities."""
 
 
 def equal_policies(trial: Trial) -> Finding:
@@ -86,27 +88,48 @@ def rows_agree(trial: Trial) -> Finding:
 
 
 def engine_agrees(trial: Trial) -> Finding:
-    """The engine's log-probabilities against the trainer's; one that gives none is asked for its likeliest tokens."""
+    """Log-probabilities of the rollout engine against the trainer's, of the same tokens."""
+    view, student = trial.method.rollout_view, replace(trial.student, merged=())
     told = [(i, r) for i, own in enumerate(trial.responses) for r in own if r.logp_T is not None and not r.reference]
-    view = trial.method.rollout_view
-    fix = "the engine samples from other weights, another prompt or at another temperature than the trainer scores"
-    if told:
-        rollout_N = torch.cat([response.logp_T for _, response in told if response.logp_T is not None])
-        prompts = [getattr(trial.batch.groups[i], view) for i, _ in told]
-        trainer_N = trial.logp_N("student", prompts, [[response.id_T] for _, response in told])
-        apart = (rollout_N.float().cpu() - trainer_N).abs().mean().item()
-        return judged(f"{apart:.2g} nats a token apart", f"at most {MISMATCH:g}", fail=not apart <= MISMATCH, fix=fix)
     engine = trial.completions.engine
-    if not isinstance(engine, HFRollout):
+    if told:
+        places, ids, limit = [i for i, _ in told], [r.id_T for _, r in told], MISMATCH
+        rollout_N = torch.cat([r.logp_T.float().cpu() for _, r in told if r.logp_T is not None])
+    elif isinstance(engine, HFRollout):
+        places, limit = list(range(min(WATCHED, len(trial.batch.groups)))), EXACT if trial.exact else ROUNDED
+        watched = [_watched(trial, engine, trial.batch.groups[i]) for i in places]
+        ids, rollout_N = [id_T for id_T, _ in watched], torch.cat([logp_T for _, logp_T in watched])
+    else:
         return skipped(f"{type(engine).__name__} gives no log-probabilities")
+    prompts = [getattr(trial.batch.groups[i], view) for i in places]
+    trainer_N = trial.score(student, prompts, [[id_T] for id_T in ids]).logp_N.float().cpu()
+    apart = (rollout_N - trainer_N).abs().mean().item() if rollout_N.numel() else float("nan")
+    fix = "the engine samples from other weights, another prompt or at another temperature than the trainer scores"
+    figure = f"engine and trainer {apart:.2g} nats a token apart on {rollout_N.numel()} tokens"
+    return judged(figure, f"at most {limit:g} on average", fail=not apart <= limit, fix=fix)
+
+
+class _Watch(LogitsProcessor):
+    """Log-probabilities of the tokens of one sequence, as generate with its cache has them before any filter."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.logp: list[Tensor] = []
+        self._last: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._last is not None:
+            self.logp.append(self._last[0, input_ids[0, -1]].cpu())
+        self._last = scores[:, : self.vocab_size].float().log_softmax(-1)
+        return scores
+
+
+def _watched(trial: Trial, engine: HFRollout, group: Group) -> tuple[Tensor, Tensor]:
+    """A short response, but for its last token, and the log-probabilities of what is left, [T] each."""
+    watch = _Watch(trial.student.vocab_size)
     with trial.trainer.accelerator.autocast():
-        greedy = [own[0].id_T for own in engine.greedy()(trial.batch.groups, 0)]
-    prompts = [getattr(group, view) for group in trial.batch.groups]
-    regret_N = _regret(trial, prompts, greedy)
-    mean, most = regret_N.mean().item(), regret_N.max().item()
-    figure = f"tokens that generate with its cache finds likeliest are {mean:.2g} nats below the trainer's likeliest"
-    limit = EXACT if trial.exact else ROUNDED
-    return judged(f"{figure}, at most {most:.2g}", f"at most {limit:g} on average", fail=not mean <= limit, fix=fix)
+        ((response,),) = engine.watched(watch, TOKENS)([group], 0)
+    return response.id_T[: len(watch.logp)], torch.stack(watch.logp) if watch.logp else torch.zeros(0)
 
 
 class _Replay:
@@ -139,20 +162,6 @@ def _plain_logp(trial: Trial, policy: Policy, prompt: Prompt, id_T: Tensor) -> T
         model.train(was_training)
     logp_TV = logits_TU[:, : policy.vocab_size].float().log_softmax(-1)
     return logp_TV.gather(-1, id_T.to(device)[:, None])[:, 0].cpu()
-
-
-def _regret(trial: Trial, prompts: Sequence[Prompt], ids: Sequence[Tensor]) -> Tensor:
-    """How much less likely than the trainer's likeliest token each token is, of those that may be sampled, [N] nats."""
-    student = trial.student
-    banned = banned_ids(student.model, trial.tokenizer)
-
-    def regret(logp_nV: Tensor, _: Tensor, token_n: Tensor) -> Tensor:
-        allowed_nV = logp_nV.index_fill(-1, torch.tensor(banned, device=logp_nV.device), float("-inf"))
-        return allowed_nV.amax(-1) - logp_nV.gather(-1, token_n[:, None])[:, 0]
-
-    scored = trial.score(replace(student, merged=()), prompts, [[id_T] for id_T in ids])
-    token_N = torch.cat(list(ids)).to(scored.logp_N.device)
-    return compare_tokens(scored, scored, token_N, [regret])[0].cpu()
 
 
 CHECKS = (

@@ -71,11 +71,11 @@ class HFRollout:
         if config.top_p < 1:
             self.filters.append(TopPLogitsWarper(config.top_p))
 
-    def greedy(self) -> HFRollout:
-        """The same engine, but one response a prompt and always the likeliest token."""
+    def watched(self, processor: LogitsProcessor, max_new_tokens: int) -> HFRollout:
+        """The same engine, for one short response a prompt; `processor` sees the logits before they are filtered."""
         engine = copy(self)
-        engine.config = replace(self.config, siblings=1)
-        engine.filters = LogitsProcessorList([*self.filters, TopKLogitsWarper(1)])
+        engine.config = replace(self.config, siblings=1, max_new_tokens=min(max_new_tokens, self.config.max_new_tokens))
+        engine.filters = LogitsProcessorList([processor, *self.filters])
         return engine
 
     def __call__(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
