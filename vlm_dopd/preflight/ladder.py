@@ -57,11 +57,11 @@ def climb(config: RunConfig, build: Callable[[RunConfig], DopdTrainer] | None) -
 def refuse(config: RunConfig) -> None:
     """The cheap checks, before training: WARNs go to the log. Raises ConfigError with the first FAIL."""
     rungs = list(climb(config, None))
+    if failed := next((rung for rung in rungs if rung.finding.status == "FAIL"), None):
+        raise ConfigError(f"preflight: {failed.sentence} (preflight=false trains all the same)")
     for rung in rungs:
         if rung.finding.status == "WARN":
             logger.warning("preflight: %s", rung.sentence)
-    if failed := next((rung for rung in rungs if rung.finding.status == "FAIL"), None):
-        raise ConfigError(f"preflight: {failed.sentence} (preflight=false trains all the same)")
     logger.info("preflight: %s; `vlm-dopd preflight` asks the models too", summary(rungs))
 
 
