@@ -30,7 +30,10 @@ def fits(trial: Trial) -> Finding:
 
 
 def duration(trial: Trial) -> Finding:
-    """Seconds of a step, part by part, and hours of the run. Optimizer, evaluations and checkpoints come on top."""
+    """Seconds of a step, part by part, and hours of the run. Optimizer, evaluations and checkpoints come on top.
+
+    A window's rollouts are made together, so with accumulation that part is an upper bound.
+    """
     measured, args = trial.measured, trial.trainer.args
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     step = sum(measured.seconds.values()) * args.gradient_accumulation_steps
@@ -54,7 +57,10 @@ def _jobs(trial: Trial) -> tuple[Job, Job]:
         "privileged_tokens": measured.privileged - measured.plain,
         "response_tokens": max(measured.longest, 1),
     }
-    job = job_of(config, work=work)
+    # A served teacher's weights are not here: the student stands in for its sizes, and none are counted.
+    here = replace(config, model=replace(config.model, teacher=trial.wiring.paths.get("teacher", config.model.student)))
+    job = job_of(here, work=work, lora_rank=config.model.lora.r if config.model.lora else 0)
+    job = replace(job, frozen={role: shape for role, shape in job.frozen.items() if role in trial.wiring.paths})
     job = replace(job, cpu=device.type != "cuda", flex=trial.student.flex)
     longest = config.rollout.max_new_tokens
     room = max(config.data.max_prompt_tokens - measured.privileged, 0)

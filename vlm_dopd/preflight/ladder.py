@@ -17,6 +17,8 @@ from privileged.errors import DataError
 
 from ..config import RunConfig
 from ..errors import ConfigError, TrainingError
+from ..roles import Policy
+from ..scoring import ServedPolicy
 from ..trainer import DopdTrainer
 from . import answers, cost, prompts, scores, sight, surroundings, tokens
 from .finding import Check, Finding, Rung, judged, skipped
@@ -45,7 +47,7 @@ def climb(config: RunConfig, build: Callable[[RunConfig], DopdTrainer] | None) -
         def built(_: None) -> Finding:
             trainer = build(replace(config, output_dir=folder))
             trials.append(Trial(wiring, trainer))
-            names = ", ".join(f"{name} on {policy.device}" for name, policy in trials[0].policies.items())
+            names = ", ".join(f"{name} {_where(policy)}" for name, policy in trials[0].policies.items())
             return judged(names, "every model and the trainer built")
 
         yield _asked(len(CHEAP) + 1, Check("models", "model", built), None)
@@ -68,6 +70,10 @@ def refuse(config: RunConfig) -> None:
 def summary(rungs: Sequence[Rung]) -> str:
     counts = {status: sum(r.finding.status == status for r in rungs) for status in ("PASS", "WARN", "FAIL", "SKIP")}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
+def _where(policy: Policy | ServedPolicy) -> str:
+    return f"on {policy.device}" if isinstance(policy, Policy) else "served elsewhere"
 
 
 def _asked(number: int, check: Check, subject: Any) -> Rung:

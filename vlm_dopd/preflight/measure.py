@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from ..collate import Batch
 from ..packing import Packed
+from ..roles import Policy
 from ..trainer import DopdTrainer
 from .wiring import spread
 
@@ -51,8 +52,8 @@ def measure(trainer: DopdTrainer) -> Measured:
     builder = trainer.window_builder
     model, dataset, collate = cast(Any, (trainer.model, trainer.train_dataset, trainer.data_collator))
     batch: Batch = collate([dataset[place] for place in spread(len(dataset), micro)])
-    device = builder.policies["student"].device
-    gauge = Gauge(device, [policy.model for policy in builder.policies.values()])
+    device = trainer.student.device
+    gauge = Gauge(device, [p.model for p in builder.policies.values() if isinstance(p, Policy)])
     checkpoint(model, trainer.args)
     for _ in range(WARM):
         window = builder.build([batch], 0)

@@ -53,8 +53,8 @@ def equal_policies(trial: Trial) -> Finding:
     )
     window = builder.build([replace(trial.batch, groups=groups)], 0)
     trainer, model, loss = trial.trainer, trial.model, 0.0
-    was_training = model.training
-    model.train()
+    was_training, lora = model.training, trial.wiring.config.model.lora
+    model.train(not (lora and lora.dropout))  # dropout that is asked for is no defect
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
             for batch in window.batches[0]:
@@ -73,8 +73,9 @@ def rows_agree(trial: Trial) -> Finding:
     place = min(whole, key=lambda i: sum(map(len, trial.ids[i])))
     group, ids = trial.batch.groups[place], trial.ids[place][:SIBLINGS]
     worst: dict[str, float] = {}
-    for name in dict.fromkeys(("student", *(role.weights for role in trial.method.roles))):
-        policy = replace(trial.policies[name], merged=())
+    names = dict.fromkeys(("student", *(role.weights for role in trial.method.roles)))
+    for name in [name for name in names if name in trial.local]:
+        policy = replace(trial.local[name], merged=())
         for prompt in dict.fromkeys((id(group.plain), id(group.privileged))):
             shown = group.plain if prompt == id(group.plain) else group.privileged
             rows_N = trial.score(policy, [shown], [ids]).logp_N.float().cpu()

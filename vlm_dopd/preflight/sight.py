@@ -128,10 +128,10 @@ def _others(trial: Trial, place: int) -> list[Image.Image]:
 @torch.no_grad()
 def _levels(trial: Trial, weights: str, place: int) -> list[float]:
     """How much each level of features differs between a row's first image and a blank one, relative to its size."""
-    policy = trial.policies[weights]
-    if policy.vision.tower is None:
+    policy = trial.local.get(weights)
+    if policy is None or policy.vision.tower is None:
         return []
-    policy.vision.forget()
+    policy.forget()
     found = []
     for prompt in (trial.batch.groups[place].plain, _showing(trial, place, _blank)):
         with trial.trainer.accelerator.autocast():

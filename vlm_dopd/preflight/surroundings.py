@@ -132,11 +132,13 @@ def output_folder(wiring: Wiring) -> Finding:
 
 
 def _checkpoints(wiring: Wiring) -> tuple[float, int]:
-    """Bytes of one: float32 weights, AdamW's two states, moving copies; and how many lie there at one time."""
+    """Bytes of one: weights, AdamW's two states and moving copies in float32; and how many lie there at one time."""
     train, shape = wiring.config.train, wiring.shape
+    lora = wiring.config.model.lora
     trained = shape.text.parameters if wiring.config.model.freeze_vision else shape.parameters
+    trained = shape.text.lora_parameters(lora.r) if lora else trained
     moving = {role.weights for role in wiring.method.roles} & {"ema", "snapshot"}
-    size = 4.0 * shape.parameters + (8 + 4 * len(moving)) * trained
+    size = 4.0 * (trained if lora else shape.parameters) + (8 + 4 * len(moving)) * trained
     if str(train.get("save_strategy", "steps")) == "no":
         return size, 0
     steps, every = train.get("max_steps", -1), train.get("save_steps", 500)

@@ -23,7 +23,7 @@ from ..methods import Method, View
 from ..packing import pack
 from ..roles import Policy, tokenizer_of
 from ..rollout import Response
-from ..scoring import score
+from ..scoring import ServedPolicy, score
 from ..trainer import DopdTrainer
 from ..window import WindowBuilder
 from .measure import Measured, measure
@@ -40,12 +40,17 @@ class Trial:
         return self.trainer.window_builder
 
     @property
-    def policies(self) -> dict[str, Policy]:
+    def policies(self) -> dict[str, Policy | ServedPolicy]:
         return dict(self.builder.policies)
 
     @property
+    def local(self) -> dict[str, Policy]:
+        """Those whose weights are here."""
+        return {name: policy for name, policy in self.policies.items() if isinstance(policy, Policy)}
+
+    @property
     def student(self) -> Policy:
-        return self.policies["student"]
+        return self.local["student"]
 
     @property
     def method(self) -> Method:
@@ -66,9 +71,13 @@ class Trial:
 
     @property
     def exact(self) -> bool:
-        """Whether figures are float32's: no autocast, no model in fewer bits."""
-        dtypes = {p.dtype for policy in self.policies.values() for p in policy.model.parameters()}
-        return dtypes == {torch.float32} and self.trainer.accelerator.mixed_precision == "no"
+        """Whether figures are float32's: no autocast, no model in fewer bits or elsewhere."""
+        dtypes = {p.dtype for policy in self.local.values() for p in policy.model.parameters()}
+        return (
+            self.local.keys() == self.policies.keys()
+            and dtypes == {torch.float32}
+            and self.trainer.accelerator.mixed_precision == "no"
+        )
 
     @cached_property
     def collator(self) -> Collator:
@@ -91,7 +100,7 @@ class Trial:
     def responses(self) -> list[list[Response]]:
         """As training's first step would have them."""
         with self.trainer.accelerator.autocast():
-            return self.completions(self.batch, 0)
+            return self.completions([self.batch], 0)[0]
 
     @cached_property
     def ids(self) -> list[list[Tensor]]:
@@ -137,9 +146,11 @@ class Trial:
             found.append(own[0])
         return found
 
-    def score(self, policy: Policy, prompts: Sequence[Prompt], ids: Sequence[Sequence[Tensor]]) -> Scored:
+    def score(
+        self, policy: Policy | ServedPolicy, prompts: Sequence[Prompt], ids: Sequence[Sequence[Tensor]]
+    ) -> Scored:
         """Under `policy`, as training scores: in shared-prefix rows, within `data.max_pass_tokens`."""
-        policy.vision.forget()
+        policy.forget()
         with self.trainer.accelerator.autocast():
             return score(policy, pack(prompts, ids, self.builder.pad_id, self.builder.max_tokens))
 

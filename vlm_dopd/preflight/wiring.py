@@ -20,9 +20,11 @@ from privileged.views import Views, build_views
 from ..collate import Collator, Encoder, Group
 from ..config import RunConfig
 from ..data import SampleDataset
+from ..lora import base_of
 from ..methods import Method
 from ..plan.shapes import Shape, find_shape
 from ..roles import load_processor, tokenizer_of
+from ..served import is_address
 from ..wiring import builder_of, collator_of, training_data
 
 ROWS = 16
@@ -40,10 +42,10 @@ class Wiring:
 
     @cached_property
     def paths(self) -> dict[str, str]:
-        """Folder or hub name of every model, by role."""
+        """Folder or hub name of every model that is loaded here, by role; one that is served says its facts itself."""
         model = self.config.model
-        paths = {"student": model.student, "teacher": model.teacher}
-        return paths | ({"teacher_base": model.teacher_base} if model.teacher_base else {})
+        paths = {"student": model.student, "teacher": model.teacher, "teacher_base": model.teacher_base}
+        return {role: path for role, path in paths.items() if path and not is_address(path)}
 
     @cached_property
     def processors(self) -> dict[str, Any]:
@@ -59,7 +61,9 @@ class Wiring:
 
     @cached_property
     def model_configs(self) -> dict[str, Any]:
-        return {role: AutoConfig.from_pretrained(path, **self._local) for role, path in self.paths.items()}
+        return {
+            role: AutoConfig.from_pretrained(base_of(path) or path, **self._local) for role, path in self.paths.items()
+        }
 
     @cached_property
     def generation_configs(self) -> dict[str, Any]:
@@ -67,7 +71,7 @@ class Wiring:
         found = {}
         for role, path in self.paths.items():
             try:
-                found[role] = GenerationConfig.from_pretrained(path, **self._local)
+                found[role] = GenerationConfig.from_pretrained(base_of(path) or path, **self._local)
             except OSError:
                 found[role] = GenerationConfig.from_model_config(self.model_configs[role])
         return found
