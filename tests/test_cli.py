@@ -24,6 +24,7 @@ COMMANDS = {
     "rescore": ("--protocol",),
     "study": ("--report-only", "KEY=VALUE"),
     "plan": ("--gpus", "KEY=VALUE"),
+    "preflight": ("--cheap", "--json", "KEY=VALUE"),
 }
 ENV = {
     **os.environ,

@@ -1,4 +1,4 @@
-"""`vlm-dopd demo | train | plan | study`, and what `eval_cli` and `annotate` add: parses and calls, imports late."""
+"""`vlm-dopd demo | train | preflight | plan | study`, and what `eval_cli` and `annotate` add: parses, imports late."""
 
 from __future__ import annotations
 
@@ -82,6 +82,30 @@ def serve_teacher(
         allow_download=allow_download,
         image_bytes=int(image_store * 1e9),
     )
+
+
+@app.command()
+def preflight(
+    recipe: Annotated[Path, typer.Argument(help="YAML file of the run, or the name of a shipped recipe.")],
+    overrides: Overrides = None,
+    cheap: Annotated[bool, typer.Option("--cheap", help="Only what files can tell; no model is loaded.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the findings to this file too.")] = None,
+) -> None:
+    """Prove the wiring of a training job in minutes, check by check. Exit code 1 if one fails."""
+    quiet()
+    from .config import load_config
+
+    settings = load_config(recipe, overrides)
+    from rich.console import Console
+
+    from .preflight import climb, show, write_json
+    from .run import build_trainer
+
+    rungs = show(climb(settings, None if cheap else build_trainer), Console())
+    if json is not None:
+        write_json(rungs, json)
+    if any(rung.finding.status == "FAIL" for rung in rungs):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -109,6 +109,8 @@ class RunConfig:
     output_dir: str = "runs/dopd"
     resume: bool = False
     """Go on from the last complete checkpoint in output_dir, if there is one."""
+    preflight: bool = True
+    """Training begins with the cheap checks of `vlm-dopd preflight`, and does not begin if one fails."""
 
     def build_method(self) -> methods.Method:
         """The method with its options; unknown options and wrong types raise ConfigError."""

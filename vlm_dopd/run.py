@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import re
 import subprocess
@@ -26,7 +27,7 @@ from transformers import TrainingArguments, set_seed
 
 from privileged import get_builder
 
-from . import __version__, health, rewards
+from . import __version__, health, preflight, rewards
 from .benchmarks import BenchmarkCurves
 from .callbacks import MetricsFile, StopOnNonFiniteGradient, read_metrics
 from .collate import Collator, Encoder
@@ -68,6 +69,8 @@ def train(config: RunConfig) -> Path:
     checkpoint = last_checkpoint(run)
     if checkpoint and not config.resume:
         raise ConfigError(f"output_dir: {run} holds a run already; set resume=true to go on with it, or choose another")
+    if config.preflight and os.environ.get("RANK", "0") == "0":  # no process group yet
+        preflight.refuse(config)
     trainer = build_trainer(config)
     if trainer.is_world_process_zero():
         save_config(config, run / "config.yaml")

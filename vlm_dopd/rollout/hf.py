@@ -11,7 +11,8 @@ T response positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -69,6 +70,13 @@ class HFRollout:
             self.filters.append(TopKLogitsWarper(config.top_k))
         if config.top_p < 1:
             self.filters.append(TopPLogitsWarper(config.top_p))
+
+    def watched(self, processor: LogitsProcessor, max_new_tokens: int) -> HFRollout:
+        """The same engine, for one short response a prompt; `processor` sees the logits before they are filtered."""
+        engine = copy(self)
+        engine.config = replace(self.config, siblings=1, max_new_tokens=min(max_new_tokens, self.config.max_new_tokens))
+        engine.filters = LogitsProcessorList([processor, *self.filters])
+        return engine
 
     def __call__(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
         # Prompts of similar length together: neighbours need little padding.
