@@ -51,7 +51,9 @@ ARROWS = {
     "health": "",
     "plan": "rich transformers chunked_loss config copies errors methods vision",
     "callbacks": "torch transformers evals errors health",
-    "trainer": "torch transformers config collate callbacks chunked_loss copies lora roles rollout scoring "
+    "token_files": "PIL privileged collate rollout",
+    "token_samples": "torch transformers collate head methods rollout token_files window",
+    "trainer": "torch transformers config collate callbacks chunked_loss copies lora roles rollout scoring token_samples "
     "window errors",
     "quiet": "datasets transformers",
     "config": "omegaconf torch transformers privileged loading lora methods rollout served errors",
@@ -61,7 +63,7 @@ ARROWS = {
     "comparing": "PIL evals privileged data evaluation",
     "wiring": "privileged collate completions config data methods",
     "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data errors "
-    "evaluation health lora methods rewards roles rollout served trainer window wiring",
+    "evaluation health lora methods rewards roles rollout served token_files token_samples trainer window wiring",
     "demo": "evals privileged config data errors evaluation report roles run",
     "study": "torch transformers numpy matplotlib jinja2 markupsafe rich evals privileged callbacks config data errors "
     "evaluation report roles run",
