@@ -53,8 +53,8 @@ ARROWS = {
     "callbacks": "torch transformers evals errors health",
     "token_files": "PIL privileged collate rollout",
     "token_samples": "torch transformers collate head methods rollout token_files window",
-    "trainer": "torch transformers config collate callbacks chunked_loss copies lora roles rollout scoring token_samples "
-    "window errors",
+    "trainer": "torch transformers config collate callbacks chunked_loss copies lora roles rollout scoring "
+    "token_samples window errors",
     "quiet": "datasets transformers",
     "config": "omegaconf torch transformers privileged loading lora methods rollout served errors",
     "report": "numpy PIL matplotlib jinja2 markupsafe evals privileged errors",
