@@ -52,8 +52,10 @@ ARROWS = {
     "health": "",
     "plan": "rich transformers chunked_loss config copies errors methods vision",
     "callbacks": "torch transformers evals errors health",
+    "token_files": "PIL privileged collate rollout",
+    "token_samples": "torch transformers collate head methods rollout token_files window",
     "trainer": "torch transformers config collate callbacks chunked_loss copies hub lora roles rollout scoring "
-    "window errors",
+    "window errors token_samples",
     "quiet": "datasets transformers",
     "config": "omegaconf torch transformers privileged loading lora methods rollout served errors",
     "report": "numpy PIL matplotlib jinja2 markupsafe evals privileged errors",
@@ -61,8 +63,9 @@ ARROWS = {
     "benchmarks": "evals privileged config errors evaluation roles",
     "comparing": "PIL evals privileged data evaluation",
     "wiring": "privileged collate completions config data methods",
-    "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data errors "
-    "evaluation health lora methods preflight rewards roles rollout served trainer window wiring",
+    "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data "
+    "errors evaluation health lora methods preflight rewards roles rollout served trainer window wiring token_files "
+    "token_samples",
     "preflight": "torch transformers PIL rich privileged chunked_loss collate completions config data errors health "
     "lora methods packing plan rewards roles rollout scoring served trainer window wiring",
     "demo": "evals privileged config data errors evaluation report roles run",

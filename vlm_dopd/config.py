@@ -99,11 +99,22 @@ class BenchmarkConfig:
 
 
 @dataclass(kw_only=True)
+class ReportConfig:
+    """What is kept for the pages of the report."""
+
+    token_samples: int = 4
+    """Responses of a saved step whose tokens are kept, with regime, scores and alternatives; 0 keeps none."""
+    every: int = 20
+    """Steps from one saved step to the next; the last step is always one."""
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     benchmarks: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     method: dict[str, Any] = field(default_factory=lambda: {"name": "dopd"})
     train: dict[str, Any] = field(default_factory=dict)
     output_dir: str = "runs/dopd"
@@ -265,6 +276,7 @@ def _check_served(config: RunConfig) -> None:
 
 def _check_ranges(config: RunConfig) -> None:
     rollout, data, lora = config.rollout, config.data, config.model.lora or LoraConfig()
+    report = config.report
     for name, value, fits, expected in (
         ("rollout.siblings", rollout.siblings, rollout.siblings >= 1, "at least 1"),
         ("rollout.max_new_tokens", rollout.max_new_tokens, rollout.max_new_tokens >= 1, "at least 1"),
@@ -278,6 +290,8 @@ def _check_ranges(config: RunConfig) -> None:
         ("model.lora.r", lora.r, lora.r >= 1, "at least 1"),
         ("model.lora.alpha", lora.alpha, 0 < lora.alpha < float("inf"), "above 0"),
         ("model.lora.dropout", lora.dropout, 0 <= lora.dropout < 1, "0 or more and below 1"),
+        ("report.token_samples", report.token_samples, report.token_samples >= 0, "0 (none) or more"),
+        ("report.every", report.every, report.every >= 1, "at least 1"),
         ("benchmarks.limit", config.benchmarks.limit, (config.benchmarks.limit or 1) >= 1, "at least 1, or null"),
     ):
         if not fits:

@@ -3,6 +3,7 @@
 run folder
   config.yaml       the resolved configuration        versions.json   what ran it
   metrics.jsonl     one object a log event            checkpoint-N/   to resume from
+  tokens/           what a few responses were taught, token by token
   *.safetensors, …  the student, a plain transformers checkpoint with its processor
 """
 
@@ -53,6 +54,8 @@ from .roles import (
 from .rollout import Engine
 from .rollout.hf import HFRollout
 from .served import is_address
+from .token_files import TokenFiles
+from .token_samples import TokenSamples
 from .trainer import DopdTrainer
 from .window import WindowBuilder
 from .wiring import builder_of, collator_of, training_data, wants_references
@@ -105,12 +108,13 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     if missing := {role.weights for role in method.roles} - set(policies):
         raise ConfigError(f"model.{missing.pop()}: expected a model, method {config.method['name']} scores with it")
     collator = collator_of(config, method, Encoder(processor, student.model))
+    samples = _token_samples(config, method, collator)
     special = [*(student.merged or eos_ids(student.model, tokenizer)), *banned_ids(student.model, tokenizer)]
     completions = _completions(config, method, policies, collator, args.seed)
 
     def build_window(ranks: Any) -> WindowBuilder:
         pad, budget = tokenizer.pad_token_id, config.data.max_pass_tokens
-        return WindowBuilder(policies, method, completions, pad, special, ranks, budget, copies.state)
+        return WindowBuilder(policies, method, completions, pad, special, ranks, budget, copies.state, samples)
 
     eval_data = None
     if config.data.eval:
@@ -119,6 +123,7 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         student=student,
         build_window=build_window,
         copies=copies,
+        samples=samples,
         evaluate_student=_evaluator(config, method, OpenModel(student.model, processor), eval_data),
         args=args,
         train_dataset=training_data(config),
@@ -167,6 +172,14 @@ def _connect(served: dict[str, str], processor: Any, dtype: str, device: Any) ->
     except ModuleNotFoundError:
         raise ConfigError("model.teacher: an address needs pyzmq: pip install 'vlm-dopd[serve]'") from None
     return {role: connect(name, processor, dtype, device, f"model.{role}") for role, name in served.items()}
+
+
+def _token_samples(config: RunConfig, method: Method, collator: Collator) -> TokenSamples | None:
+    if not config.report.token_samples:
+        return None
+    folder, tokenizer = Path(config.output_dir) / "tokens", tokenizer_of(collator.encoder.processor)
+    files = TokenFiles(folder, tokenizer, collator.builder, config.data.placement)
+    return TokenSamples(files, method, config.report.token_samples, config.report.every)
 
 
 def _completions(

@@ -28,6 +28,7 @@ from .hub import StudentUploads
 from .lora import has_adapter, load_adapter
 from .roles import Policy
 from .scoring import student_hidden
+from .token_samples import TokenSamples
 from .window import TrainingBatch, Window, WindowBuilder, gather_object
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class DopdTrainer(StudentUploads):
         build_window: Callable[[Any], WindowBuilder],
         copies: StudentCopies,
         evaluate_student: Callable[[int], dict[str, float]] | None = None,
+        samples: TokenSamples | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=student.model, **kwargs)
@@ -54,6 +56,9 @@ class DopdTrainer(StudentUploads):
         self.model_accepts_loss_kwargs = True
         self.student, self.copies, self.evaluate_student = student, copies, evaluate_student
         self.add_callback(copies)
+        self.samples = samples
+        if samples is not None:
+            self.add_callback(samples)
         self.window_builder = build_window(self.accelerator)
         self._sums: dict[str, tuple[float, float]] = {}
 
@@ -99,6 +104,8 @@ class DopdTrainer(StudentUploads):
                 f"step {self.state.global_step + 1}: expected a finite loss, got {output.total.item()}; weights are "
                 "those of the step before. Lower train.learning_rate, or look at the last rows of metrics.jsonl"
             )
+        if self.samples is not None:
+            self.samples.trained(batch, hidden_NH, head)
         self._record(batch, output, time.perf_counter() - began)
         # DDP averages gradients over ranks, the denominator is already that of all of them.
         return output.total / max(num_items_in_batch, 1) * self.accelerator.num_processes

@@ -41,6 +41,12 @@ class Ranks(Protocol):
     def autocast(self) -> AbstractContextManager[Any]: ...
 
 
+class Samples(Protocol):
+    """What of `token_samples.TokenSamples` a window needs."""
+
+    def window(self, step: int, batches: Any, responses: Any, scores: Any, weight_RN: Any, training: Any) -> None: ...
+
+
 @dataclass(frozen=True)
 class TrainingBatch:
     """What one forward pass with gradient needs."""
@@ -91,11 +97,13 @@ class WindowBuilder:
         ranks: Ranks,
         max_tokens: int | None = None,
         state: dict[str, float] | None = None,
+        samples: Samples | None = None,
     ) -> None:
         self.policies, self.method, self.completions = policies, method, completions
         self.pad_id, self.ranks, self.max_tokens = pad_id, ranks, max_tokens
         self.state = {} if state is None else state
         self.special_ids = torch.tensor(sorted(special_ids))
+        self.samples = samples
         self._unwarned = True
 
     def build(self, batches: Sequence[Batch], step: int, progress: float = 0.0) -> Window:
@@ -114,6 +122,8 @@ class WindowBuilder:
         figures |= {"time/rollout": rolled_out - began, "time/score": time.perf_counter() - rolled_out}
         mine_RN = weight_RN.split([s.has_privilege_N.numel() for s in scores], dim=1)
         training = tuple(self._training_batches(s, w) for s, w in zip(scores, mine_RN, strict=True))
+        if self.samples is not None and self.ranks.process_index == 0:
+            self.samples.window(step, batches, responses, scores, mine_RN, training)
         passes = [batch.packed for passes in training for batch in passes]
         tokens = sum(packed.inputs["input_ids"].numel() for packed in passes)
         figures["data/padding"] = sum(packed.padding for packed in passes) / max(tokens, 1)

@@ -27,6 +27,7 @@ def training_data(config: RunConfig) -> SampleDataset:
 
 def collator_of(config: RunConfig, method: Method, encoder: Encoder) -> Collator:
     views = {role.view for role in method.roles}
+    later = method.needs_reward or wants_references(method) or bool(views & set(HEADERS))
     return Collator(
         encoder,
         builder_of(config),
@@ -34,7 +35,7 @@ def collator_of(config: RunConfig, method: Method, encoder: Encoder) -> Collator
         config.data.placement,
         config.data.without_p,
         probes=sorted(views & set(PROBES)),
-        keep_samples=method.needs_reward or wants_references(method) or bool(views & set(HEADERS)),
+        keep_samples=later or config.report.token_samples > 0,
     )
 
 

@@ -54,19 +54,21 @@ def picture(sample: Sample, index: int) -> Picture:
         if region.image == index and check_box(region.box, *image.size) is None
     ]
     boxes = [clamp_box(region.box, *image.size) for region in regions]
-    corners = _corners([region.label for region in regions], boxes, image.size)
     stream = io.BytesIO()
     _sized(image).save(stream, format="PNG", optimize=True)
     return Picture(
         uri="data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii"),
         width=image.width,
         height=image.height,
-        widest=_widest(image.size),
-        marks=tuple(
-            _mark(region.label, box, corner, image.size)
-            for region, box, corner in zip(regions, boxes, corners, strict=True)
-        ),
+        widest=widest(image.size),
+        marks=marks([region.label for region in regions], boxes, image.size),
     )
+
+
+def marks(labels: Sequence[str], boxes: Sequence[Box], size: tuple[int, int]) -> tuple[Mark, ...]:
+    """Boxes (px of an image of that size) with their labels where they can be read best."""
+    corners = _corners(labels, boxes, size)
+    return tuple(_mark(label, box, corner, size) for label, box, corner in zip(labels, boxes, corners, strict=True))
 
 
 def _sized(image: Image.Image) -> Image.Image:
@@ -79,7 +81,8 @@ def _sized(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _widest(size: tuple[int, int]) -> int:
+def widest(size: tuple[int, int]) -> int:
+    """CSS px that a picture may take."""
     return max(1, min(SIDE, round(TALLEST * size[0] / size[1])))
 
 
@@ -100,7 +103,7 @@ def _corners(labels: Sequence[str], boxes: Sequence[Box], size: tuple[int, int])
     """For each box the corner whose tag hides least: of the tags before it, of the other boxes, of itself (by the
     picture's edge). Ties go to the first of `CORNERS`.
     """
-    scale = min(COLUMN, _widest(size)) / size[0]
+    scale = min(COLUMN, widest(size)) / size[0]
     shown = [(x0 * scale, y0 * scale, x1 * scale, y1 * scale) for x0, y0, x1, y1 in boxes]
     frame = (0.0, 0.0, size[0] * scale, size[1] * scale)
     tags: list[Box] = []

@@ -15,6 +15,7 @@ from privileged import Sample
 from .charts import draw_charts
 from .collect import EVALS, Report, collect
 from .examples import STORIES, Example, choose, count_stories
+from .tokens import write_tokens
 
 LONGEST = 440  # characters of a reply on the page; report.json has all of it
 FATES = {"unparsed": "✗ no answer found", "truncated": "✗ cut off", "error": "✗ no reply"}
@@ -22,7 +23,8 @@ MINUS, NARROW = "\u2212", "\u00a0"
 
 
 def write_report(run: Path, samples: Sequence[Sample]) -> Path:
-    """Write `run/report.html`, one self-contained page, and `run/report.json`; return the path of the page.
+    """Write `run/report.html`, one self-contained page, and `run/report.json`; return the path of the page. Where the
+    run kept token samples, `run/tokens.html` as well.
 
     `samples` are the held-out samples of the run; those with replies can be shown. The same input gives the same
     bytes. Raises DataError if a file of the run is missing or malformed.
@@ -30,10 +32,17 @@ def write_report(run: Path, samples: Sequence[Sample]) -> Path:
     report = collect(run)
     examples = choose(report.evals, samples)
     figures = _figures(report, examples)
+    tokens = write_tokens(run)
     page = (
         _environment()
         .get_template("page.html.jinja")
-        .render(report=figures, examples=examples, stories=STORIES, **_charts(report))
+        .render(
+            report=figures,
+            examples=examples,
+            stories=STORIES,
+            tokens=tokens.name if tokens else "",
+            **_charts(report),
+        )
     )
     _write(run / "report.json", json.dumps(figures, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     _write(run / "report.html", page)
