@@ -84,6 +84,19 @@ def serve_teacher(
     )
 
 
+@app.command("rollout-server")
+def rollout_server(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")], overrides: Overrides = None
+) -> None:
+    """Print what starts the vLLM servers on which the run of CONFIG rolls out (rollout.engine=vllm)."""
+    quiet()
+    from .config import load_config
+    from .engines import server_commands
+
+    for command in server_commands(load_config(config, overrides)):
+        typer.echo(command)
+
+
 @app.command()
 def preflight(
     recipe: Annotated[Path, typer.Argument(help="YAML file of the run, or the name of a shipped recipe.")],

@@ -27,7 +27,7 @@ from . import methods
 from .errors import ConfigError, closest
 from .loading import Held
 from .lora import LoraConfig, base_of
-from .rollout.hf import RolloutConfig
+from .rollout.settings import RolloutConfig
 from .served import addresses, is_address
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -276,7 +276,7 @@ def _check_served(config: RunConfig) -> None:
 
 def _check_ranges(config: RunConfig) -> None:
     rollout, data, lora = config.rollout, config.data, config.model.lora or LoraConfig()
-    report = config.report
+    report, vllm = config.report, rollout.vllm
     for name, value, fits, expected in (
         ("rollout.siblings", rollout.siblings, rollout.siblings >= 1, "at least 1"),
         ("rollout.max_new_tokens", rollout.max_new_tokens, rollout.max_new_tokens >= 1, "at least 1"),
@@ -284,6 +284,12 @@ def _check_ranges(config: RunConfig) -> None:
         ("rollout.top_p", rollout.top_p, 0 < rollout.top_p <= 1, "above 0 and at most 1"),
         ("rollout.top_k", rollout.top_k, rollout.top_k >= 0, "0 (off) or more"),
         ("rollout.batch_size", rollout.batch_size, rollout.batch_size >= 1, "at least 1"),
+        ("rollout.vllm.urls", vllm.urls, bool(vllm.urls) and all(map(_is_url, vllm.urls)), "http://HOST:PORT of each"),
+        ("rollout.vllm.timeout", vllm.timeout, 0 < vllm.timeout < float("inf"), "above 0"),
+        ("rollout.vllm.memory_share", vllm.memory_share, 0 < vllm.memory_share < 1, "above 0 and below 1"),
+        ("rollout.vllm.check_steps", vllm.check_steps, vllm.check_steps >= 1, "at least 1"),
+        ("rollout.vllm.tolerance", vllm.tolerance, 0 < vllm.tolerance < float("inf"), "above 0"),
+        ("rollout.vllm.importance_cap", vllm.importance_cap, 0 < vllm.importance_cap < float("inf"), "above 0"),
         ("data.max_prompt_tokens", data.max_prompt_tokens, data.max_prompt_tokens >= 1, "at least 1"),
         ("data.max_pass_tokens", data.max_pass_tokens, data.max_pass_tokens >= 1, "at least 1"),
         ("data.eval_limit", data.eval_limit, data.eval_limit is None or data.eval_limit >= 1, "at least 1, or null"),
@@ -296,6 +302,14 @@ def _check_ranges(config: RunConfig) -> None:
     ):
         if not fits:
             raise ConfigError(f"{name}: expected {expected}, got {value}")
+    if rollout.engine == "hf" and vllm.importance != "none":
+        raise ConfigError(
+            "rollout.vllm.importance: expected rollout.engine=vllm; hf samples with the trainer's weights"
+        )
+
+
+def _is_url(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -36,6 +36,7 @@ from .completions import Completions, ReferenceColumn
 from .config import RunConfig, save_config
 from .copies import StudentCopies
 from .data import SampleDataset
+from .engines import engine_of, watching
 from .errors import ConfigError
 from .evaluation import OpenModel, headline, items
 from .lora import add_adapter
@@ -107,14 +108,17 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     policies = {"student": student, **frozen, **copies.policies}
     if missing := {role.weights for role in method.roles} - set(policies):
         raise ConfigError(f"model.{missing.pop()}: expected a model, method {config.method['name']} scores with it")
-    collator = collator_of(config, method, Encoder(processor, student.model))
+    collator = collator_of(config, method, Encoder(processor, student.model, config.rollout.engine == "vllm"))
     samples = _token_samples(config, method, collator)
     special = [*(student.merged or eos_ids(student.model, tokenizer)), *banned_ids(student.model, tokenizer)]
     completions = _completions(config, method, policies, collator, args.seed)
 
     def build_window(ranks: Any) -> WindowBuilder:
         pad, budget = tokenizer.pad_token_id, config.data.max_pass_tokens
-        return WindowBuilder(policies, method, completions, pad, special, ranks, budget, copies.state, samples)
+        watched = watching(config, method, student, pad, banned_ids(student.model, tokenizer))
+        return WindowBuilder(
+            policies, method, completions, pad, special, ranks, budget, copies.state, samples=samples, **watched
+        )
 
     eval_data = None
     if config.data.eval:
@@ -203,7 +207,7 @@ def _completions(
         )
     return Completions(
         method=method,
-        engine=HFRollout(student, config.rollout, pad, eos, banned, seed, method.rollout_view),
+        engine=engine_of(config, method, student, pad, eos, banned, seed),
         references=references,
         collator=collator,
         tokenizer=tokenizer,
