@@ -213,7 +213,7 @@ def test_prompts_over_budget_fall_back_or_go_and_are_counted(pair, tmp_path, cap
     assert logged["data/without_privilege"] > 0 and logged["share/NP"] > 0
     assert "trained without p" in caplog.text
     with pytest.raises(Exception, match=r"nothing is left to train on with data\.max_prompt_tokens=5"):
-        finished(settings(pair, tmp_path / "none", **{"data.max_prompt_tokens": 5}))
+        finished(settings(pair, tmp_path / "none", **{"data.max_prompt_tokens": 5, "preflight": False}))
 
 
 def test_five_steps_match_golden_numbers(pair, tmp_path):
