@@ -52,7 +52,8 @@ class ModelConfig:
     teacher_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The student's weights are float32 always: steps of 5e-6 vanish in bfloat16. `train.bf16` is its autocast."""
     teacher_load: Held = "full"
-    """How teachers lie in memory: whole on the device, int8 or nf4 (bitsandbytes), or their layers offloaded."""
+    """How teachers lie in memory: full on each device, int8 or nf4 (bitsandbytes), their layers offloaded, or sharded
+    over devices; so are copies of the student then."""
     lora: LoraConfig | None = None
     """Train adapters instead of the student's own weights."""
     freeze_vision: bool = True

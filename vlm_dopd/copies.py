@@ -22,6 +22,7 @@ from .errors import ConfigError
 from .lora import has_adapter, remove_adapter
 from .methods import Method
 from .roles import Policy
+from .sharding import like, whole
 
 KINDS = ("ema", "initial", "snapshot")
 STATE = "method_state.json"
@@ -45,20 +46,22 @@ class StudentCopies(TrainerCallback):
             pairs = zip(_trained(policy.model), _trained(self.student.model), strict=True)
             if kind == "ema":
                 for mine, live in pairs:
-                    mine.lerp_(live, self.method.ema_rate)
+                    mine.lerp_(like(live, mine), self.method.ema_rate)
             elif (
                 kind == "snapshot"
                 and self.method.snapshot_steps
                 and state.global_step % self.method.snapshot_steps == 0
             ):
                 for mine, live in pairs:
-                    mine.copy_(live)
+                    mine.copy_(like(live, mine))
 
-    def save(self, checkpoint: Path) -> None:
+    def save(self, checkpoint: Path, write: bool = True) -> None:
+        """To be called on all ranks, which may hold a part of a copy each; one of them writes."""
         for kind in self._moving():
-            tensors = {str(i): p.detach().cpu() for i, p in enumerate(_trained(self.policies[kind].model))}
-            save_file(tensors, checkpoint / f"{kind}.safetensors")
-        if self.state:
+            tensors = {str(i): whole(p.detach()).cpu() for i, p in enumerate(_trained(self.policies[kind].model))}
+            if write:
+                save_file(tensors, checkpoint / f"{kind}.safetensors")
+        if self.state and write:
             (checkpoint / STATE).write_text(json.dumps(self.state), encoding="utf-8")
 
     @torch.no_grad()
@@ -70,7 +73,7 @@ class StudentCopies(TrainerCallback):
                 raise ConfigError(f"{file}: not found; this checkpoint was not written by a run of this method")
             tensors = load_file(file)
             for i, parameter in enumerate(_trained(self.policies[kind].model)):
-                parameter.copy_(tensors[str(i)])
+                parameter.copy_(like(tensors[str(i)], parameter))
         if (checkpoint / STATE).exists():
             self.state.update(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
 

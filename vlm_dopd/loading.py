@@ -1,4 +1,4 @@
-"""How a model's weights lie in memory: whole on the device, quantised by bitsandbytes, or in host memory (accelerate).
+"""How a model's weights lie in memory: whole on the device, quantised by bitsandbytes, in host memory, or in shards.
 
 Whatever is done to the layers of the language model, the LM head stays one dense matrix on the device, which chunked
 losses need (`head.py`), and so do the embedding, which may be the same matrix, and the vision tower, whose features are
@@ -15,17 +15,19 @@ from accelerate import cpu_offload
 from torch import nn
 
 from .errors import ConfigError
+from .sharding import shard
 
-Held = Literal["full", "int8", "nf4", "offload"]
+Held = Literal["full", "int8", "nf4", "offload", "sharded"]
 """full: in `dtype` on the device. int8, nf4: matrices of the language model quantised, the rest in `dtype`. offload:
-its layers in host memory; each comes to the device for its forward pass."""
+its layers in host memory; each comes to the device for its forward pass. sharded: each rank has a part of each layer,
+which are gathered for its forward pass."""
 DENSE = ["lm_head", r"(.*\.)?visual"]
 """Names of modules that are never quantised."""
 
 
 def options(held: Held, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` needs beside `dtype`. Raises ConfigError if bitsandbytes is not installed."""
-    if held in ("full", "offload"):
+    if held in ("full", "offload", "sharded"):
         return {}
     if find_spec("bitsandbytes") is None:
         raise ConfigError(f"{held}: expected bitsandbytes, which is not installed: pip install 'vlm-dopd[quantize]'")
@@ -46,6 +48,8 @@ def place(model: Any, held: Held, device: torch.device) -> None:
             cpu_offload(layer, device, state_dict=kept, preload_module_classes=[type(layer).__name__])
         model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))  # `to` stumbles over the layers
     else:
+        if held == "sharded":
+            shard(model)
         model.to(device)
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or not head.weight.is_floating_point() or head.weight.is_meta:

@@ -55,6 +55,7 @@ from .roles import (
 from .rollout import Engine
 from .rollout.hf import HFRollout
 from .served import is_address
+from .sharding import shard
 from .token_files import TokenFiles
 from .token_samples import TokenSamples
 from .trainer import DopdTrainer
@@ -104,6 +105,8 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         logger.info("%s", note)
     copies = StudentCopies(student, method)
     for copied in copies.policies.values():
+        if config.model.teacher_load == "sharded":
+            shard(copied.model)
         copied.model.to(args.device)
     policies = {"student": student, **frozen, **copies.policies}
     if missing := {role.weights for role in method.roles} - set(policies):

@@ -13,6 +13,7 @@ from .attention import shared_prefix_mask
 from .chunked_loss import Scored, score_tokens
 from .packing import Packed
 from .roles import Policy
+from .sharding import is_sharded, most
 
 
 class ServedPolicy(Protocol):
@@ -50,6 +51,9 @@ def response_hidden(policy: Policy, passes: Sequence[Packed]) -> Tensor:
     policy.model.eval()
     try:
         hidden = [_hidden(policy, packed.to(policy.device)) for packed in passes]
+        if is_sharded(policy.model):  # a forward is a collective: ranks with fewer passes repeat one
+            for _ in range(most(len(passes), policy.device) - len(passes)):
+                _hidden(policy, passes[-1].to(policy.device))
     finally:
         policy.model.train(was_training)
     return torch.cat(hidden)[_order(passes).to(policy.device)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from .hub import StudentUploads
 from .lora import has_adapter, load_adapter
 from .roles import Policy
 from .scoring import student_hidden
+from .sharding import backward_pass, gather
 from .token_samples import TokenSamples
 from .window import TrainingBatch, Window, WindowBuilder, gather_object
 
@@ -68,6 +68,7 @@ class DopdTrainer(StudentUploads):
         """The next window: `num_batches` micro-batches, and the denominator of their summed loss over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         progress = self.state.global_step / max(self.state.max_steps, 1)
+        gather(self.student.model)
         window: Window = self.window_builder.build(batches, self.state.global_step, progress)
         for name, value in window.figures.items():
             self._add(name, value, 1)
@@ -79,10 +80,10 @@ class DopdTrainer(StudentUploads):
         """Forward and backward of each pass of a micro-batch: only one pass's activations exist at a time."""
         losses = []
         passes: tuple[TrainingBatch, ...] = inputs["passes"]
+        ends = self.accelerator.sync_gradients  # with this micro-batch the step is done
         for number, batch in enumerate(passes, start=1):
-            # Gradients of ranks are averaged once a micro-batch, as Trainer would have it.
-            last = number == len(passes)
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            last = ends and number == len(passes)
+            with backward_pass(self.accelerator, model, last, uneven=self.student.vision.trains):
                 losses.append(super().training_step(model, {"batch": batch}, num_items_in_batch))
         return torch.stack(losses).sum()
 
@@ -133,11 +134,20 @@ class DopdTrainer(StudentUploads):
                 means[name] = total / count
         super().log({**logs, **means}, start_time)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if state_dict:  # gathered from shards: tied weights are no longer one tensor, and would be written twice
+            tied = self.student.model.all_tied_weights_keys
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """The last but one of a checkpoint's parts, so that one with a `trainer_state.json` has all of them."""
+        """Before a checkpoint's last part, so that one with a `trainer_state.json` has all of them."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self.copies.save(Path(output_dir))
+        self.copies.save(Path(output_dir), self.args.should_save)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the file that says that all are there is written next, by one rank
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer knows adapters only in peft's wrapper; this one lies in the model itself."""
@@ -161,6 +171,7 @@ class DopdTrainer(StudentUploads):
         """Held-out figures, logged as `eval/...`."""
         if self.evaluate_student is None:
             raise TrainingError("evaluation: expected data.eval or benchmarks.names, got nothing")
+        gather(self.student.model)  # ranks may end an answer at different tokens
         found = self.evaluate_student(self.state.global_step)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)

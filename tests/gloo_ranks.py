@@ -1,0 +1,90 @@
+"""A gloo rank of `test_distributed*.py`: trains each `engine:config.yaml` it is given, one after another.
+
+    torchrun --nproc-per-node 2 -m tests.gloo_ranks ddp:a.yaml fsdp:b.yaml
+    python -m tests.gloo_ranks 4 ddp:a.yaml        starts the ranks itself: all share one import
+
+What each rank was given is in `passes-RANK.jsonl` of the run folder: a line a micro-batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
+
+from tests.test_recipes import environment
+from vlm_dopd import run
+from vlm_dopd.config import load_config
+from vlm_dopd.trainer import DopdTrainer
+
+PREPARE = PartialState._prepare_backend
+STEP = DopdTrainer.training_step
+
+
+def pretend_gpus(yes: bool) -> None:
+    """accelerate takes FSDP2 for GPUs only. Told that these processes have one each, it wraps, shards and reduces as
+    it would there; every collective is real, over gloo."""
+    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+    PartialState._prepare_backend = PREPARE
+    if yes:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
+
+
+def noted_step(self, model, inputs, num_items_in_batch=None):
+    passes = inputs["passes"]
+    tokens = [batch.packed.inputs["input_ids"].numel() for batch in passes]
+    images = [len(batch.packed.images) for batch in passes]
+    line = {"step": self.state.global_step, "tokens": tokens, "images": images}
+    with (Path(self.args.output_dir) / f"passes-{self.args.process_index}.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return STEP(self, model, inputs, num_items_in_batch)
+
+
+def train(engine: str, path: str) -> None:
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    before = dict(os.environ)
+    config = load_config(path)
+    pretend_gpus(engine == "fsdp")
+    if engine == "fsdp":
+        with environment("fsdp2"):  # the shipped file, as `accelerate launch` reads it
+            shipped = {key: value for key, value in os.environ.items() if key not in before}
+        os.environ.update({key: value for key, value in shipped.items() if "FSDP" in key})
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if config.train.get("bf16") else "no"
+    run.train(config)
+    for key in set(os.environ) - set(before):
+        del os.environ[key]
+
+
+def main(jobs: list[str]) -> None:
+    torch.set_num_threads(1)
+    DopdTrainer.training_step = noted_step
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    for job in jobs:
+        train(*job.split(":", 1))
+    torch.distributed.destroy_process_group()
+
+
+def start(rank: int, size: int, port: int, jobs: list[str]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    main(jobs)
+
+
+if __name__ == "__main__":
+    if sys.argv[1].isdigit():
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        size = int(sys.argv[1])
+        torch.multiprocessing.start_processes(start, (size, port, sys.argv[2:]), nprocs=size, start_method="fork")
+    else:
+        main(sys.argv[1:])
