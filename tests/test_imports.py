@@ -50,7 +50,7 @@ ARROWS = {
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors",
     "served": "torch safetensors zmq __init__ attention chunked_loss errors head packing roles scoring vision",
     "health": "",
-    "plan": "rich transformers chunked_loss config copies errors methods vision",
+    "plan": "rich transformers chunked_loss config copies errors loading lora methods vision",
     "callbacks": "torch transformers evals errors health",
     "trainer": "torch transformers config collate callbacks chunked_loss copies hub lora roles rollout scoring "
     "window errors",
