@@ -52,7 +52,7 @@ ARROWS = {
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors importance",
     "served": "torch safetensors zmq __init__ attention chunked_loss errors head packing roles scoring vision",
     "health": "",
-    "plan": "rich transformers chunked_loss config copies errors methods vision",
+    "plan": "rich transformers chunked_loss config copies errors loading lora methods vision",
     "callbacks": "torch transformers evals errors health",
     "token_files": "PIL privileged collate rollout",
     "token_samples": "torch transformers collate head methods rollout token_files window",

@@ -208,10 +208,7 @@ def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[
     if bad := [word for word in overrides or [] if "=" not in word or word.startswith(("-", "="))]:
         raise ConfigError(f"override {bad[0]!r}: expected key=value, for example rollout.siblings=8")
     try:
-        loaded = OmegaConf.load(path)
-        if not OmegaConf.is_dict(loaded):
-            raise ConfigError(f"{path}: expected a mapping of settings at the top level, got a list or a word")
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
+        merged = OmegaConf.merge(_load(path), OmegaConf.from_dotlist(overrides or []))
         return cast(dict[str, Any], OmegaConf.to_container(merged))
     except ConfigError:
         raise
@@ -219,6 +216,20 @@ def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[
         raise ConfigError(f"{path}: {_one_line(error)}") from None
     except Exception as error:  # yaml raises its own family, with a mark of line and column
         raise ConfigError(f"{path}: expected YAML, got: {_one_line(error)}") from None
+
+
+def _load(path: Path) -> Any:
+    """The file's settings, over those of the file or shipped recipe that its `base` names."""
+    loaded = OmegaConf.load(path)
+    if not OmegaConf.is_dict(loaded):
+        raise ConfigError(f"{path}: expected a mapping of settings at the top level, got a list or a word")
+    base = loaded.pop("base", None)
+    if base is None:
+        return loaded
+    below = OmegaConf.load(_recipe(base))
+    if not OmegaConf.is_dict(below) or "base" in below:
+        raise ConfigError(f"{path}: base: expected settings without a base of their own in {base}")
+    return OmegaConf.merge(below, loaded)
 
 
 def _recipe(path: str | Path) -> Path:

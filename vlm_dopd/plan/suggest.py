@@ -35,7 +35,8 @@ def fits(job: Job, gpu: GPU) -> bool:
 
 def suggest(job: Job, gpu: GPU, shardings: Sequence[Sharding] = SHARDINGS) -> Suggestion | None:
     """None if nothing fits."""
-    for sharding in shardings if job.gpus > 1 else ("none",):
+    # A student in 4 bits is whole on each GPU: its matrices cannot be cut by rows.
+    for sharding in shardings if job.gpus > 1 and job.base_held == "full" else ("none",):
         found = [option for option in _options(replace(job, sharding=sharding)) if fits(option, gpu)]
         if found:
             best = min(found, key=lambda option: _cost(job, option, gpu))

@@ -55,7 +55,18 @@ def time_table(job: Job, gpu: GPU) -> Table:
 def describe(job: Job) -> str:
     sharding = "student whole on each" if job.sharding == "none" else f"student sharded by {job.sharding}"
     prompts = f"{job.gpus} × {job.micro} × {job.accumulation} = {job.gpus * job.window} prompts a step"
-    return f"{sharding}, GPUs × prompts × accumulation: {prompts}"
+    return f"{sharding}{_forms(job)}, GPUs × prompts × accumulation: {prompts}"
+
+
+def _forms(job: Job) -> str:
+    """What is trained and how weights lie, where it is not all of them and whole."""
+    said = ""
+    if job.lora_rank:
+        base = {2: "bfloat16", 4: "float32"}[job.base_bytes] if job.base_held == "full" else job.base_held
+        said += f", LoRA of rank {job.lora_rank} beside {base} weights"
+    if job.frozen_held != "full":
+        said += ", teacher " + ("offloaded" if job.frozen_held == "offload" else f"in {job.frozen_held}")
+    return said
 
 
 def show(job: Job, gpu: GPU, suggestion: Suggestion | None, console: Any) -> None:
