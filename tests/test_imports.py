@@ -47,9 +47,9 @@ ARROWS = {
     "rollout": "torch transformers collate packing roles errors",
     "scoring": "torch transformers attention packing roles chunked_loss",
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors",
-    "served": "torch safetensors zmq __init__ attention chunked_loss errors head packing roles scoring vision",
+    "served": "torch safetensors zmq __init__ attention chunked_loss errors head loading packing roles scoring vision",
     "health": "",
-    "plan": "rich transformers chunked_loss config copies errors methods vision",
+    "plan": "rich transformers chunked_loss config copies errors methods served vision",
     "callbacks": "torch transformers evals errors health",
     "trainer": "torch transformers config collate callbacks chunked_loss copies lora roles rollout scoring "
     "window errors",

@@ -12,6 +12,7 @@ from ..config import RunConfig, read_settings, typed
 from ..copies import KINDS
 from ..errors import ConfigError, closest
 from ..methods import Method, Role
+from ..served import is_address
 from .shapes import Shape, find_shape
 
 Sharding = Literal["none", "zero2", "fsdp2", "zero3"]
@@ -164,6 +165,8 @@ def job_of(
     allow, paths = config.model.allow_download, {"teacher": config.model.teacher}
     if config.model.teacher_base:
         paths["teacher_base"] = config.model.teacher_base
+    if served := [role for role, path in paths.items() if is_address(path)]:
+        raise ConfigError(f"model.{served[0]}: a plan reads its config file: give a folder or hub name, not an address")
     rollout = config.rollout
     return Job(
         student=find_shape(config.model.student, allow),
