@@ -64,6 +64,7 @@ def serve_teacher(
     model: Annotated[str, typer.Argument(help="Folder or hub name.")],
     address: Annotated[str, typer.Option(help="tcp://host:port or ipc://file.")] = "tcp://127.0.0.1:5555",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, as the run's model.teacher_dtype.")] = "bfloat16",
+    load: Annotated[str, typer.Option(help="full, int8 or nf4, as the run's model.teacher_load.")] = "full",
     device: Annotated[str | None, typer.Option(help="As cuda:1; default: a GPU if there is one.")] = None,
     attention: Annotated[str, typer.Option(help="auto, sdpa or flex.")] = "auto",
     image_store: Annotated[float, typer.Option(help="GB of pixels to keep; features take about as much.")] = 4.0,
@@ -77,6 +78,7 @@ def serve_teacher(
         model,
         address,
         dtype=dtype,
+        load=load,  # type: ignore[arg-type]  # checked there
         device=device,
         attention=attention,  # type: ignore[arg-type]  # checked there
         allow_download=allow_download,

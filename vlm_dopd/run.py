@@ -168,17 +168,18 @@ def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Poli
     if "teacher" in frozen:
         logger.info("attention of scoring and training passes: %s", _attention(config, frozen["teacher"]))
     served = {role: name for role, name in names.items() if name is not None and is_address(name)}
-    return student, frozen | _connect(served, processor, config.model.teacher_dtype, device)
+    return student, frozen | _connect(served, config, processor, device)
 
 
-def _connect(served: dict[str, str], processor: Any, dtype: str, device: Any) -> dict[str, Any]:
+def _connect(served: dict[str, str], config: RunConfig, processor: Any, device: Any) -> dict[str, Any]:
     if not served:
         return {}
     try:
         from .served.policy import connect
     except ModuleNotFoundError:
         raise ConfigError("model.teacher: an address needs pyzmq: pip install 'vlm-dopd[serve]'") from None
-    return {role: connect(name, processor, dtype, device, f"model.{role}") for role, name in served.items()}
+    as_set = {"dtype": config.model.teacher_dtype, "load": config.model.teacher_load}
+    return {role: connect(name, processor, as_set, device, f"model.{role}") for role, name in served.items()}
 
 
 def _token_samples(config: RunConfig, method: Method, collator: Collator) -> TokenSamples | None:

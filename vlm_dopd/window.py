@@ -171,7 +171,7 @@ class WindowBuilder:
         views = {role.view for role in self.roles} | {c.student_view for c in self.method.components}
         ids = [response.id_T for own in siblings for response in own]
         packed = {view: self._pack(self.completions.prompts(batch, siblings, view), ids) for view in sorted(views)}
-        roles = sorted(self.roles, key=lambda role: role.weights == "teacher")  # a served one: waited for last
+        roles = sorted(self.roles, key=lambda role: role.weights.startswith("teacher"))  # waited for last
         return packed, {role: submit(self.policies[role.weights], packed[role.view]) for role in roles}
 
     def _score(self, batch: Batch, siblings: list[list[Response]], asked: _Asked) -> _Scores:

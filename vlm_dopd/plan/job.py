@@ -14,6 +14,7 @@ from ..errors import ConfigError, closest
 from ..loading import Held
 from ..lora import LoraConfig
 from ..methods import Method, Role
+from ..served import is_address
 from .shapes import Shape, find_shape
 
 Sharding = Literal["none", "zero2", "fsdp2", "zero3"]
@@ -172,6 +173,8 @@ def job_of(
     allow, paths = config.model.allow_download, {"teacher": config.model.teacher}
     if config.model.teacher_base:
         paths["teacher_base"] = config.model.teacher_base
+    if served := [role for role, path in paths.items() if is_address(path)]:
+        raise ConfigError(f"model.{served[0]}: a plan reads its config file: give a folder or hub name, not an address")
     rollout = config.rollout
     lora = config.model.lora or (LoraConfig(r=lora_rank) if lora_rank else None)
     return Job(

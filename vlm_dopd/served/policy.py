@@ -123,20 +123,24 @@ class ServedTeacher:
         return self._digests[image]
 
 
-def connect(name: str, processor: Any, dtype: str, device: Any, key: str = "model.teacher") -> ServedTeacher:
+def connect(
+    name: str, processor: Any, as_set: Mapping[str, str], device: Any, key: str = "model.teacher"
+) -> ServedTeacher:
     """The teacher served at `name`. Of several addresses the ranks take turns; they must serve one model.
 
-    Raises ConfigError if nobody is there, or the model does not fit the student's `processor` or the run's `dtype`.
+    `as_set`: the run's `dtype` and `load` of teachers. Raises ConfigError if nobody is there, or the model does not fit
+    those or the student's `processor`.
     """
     clients = [Client(address) for address in addresses(name, key)]
     found = [client.ask("hello")[0] for client in clients]
     for client, facts in zip(clients, found, strict=True):
         check_pair(processor, RemoteProcessor(facts))
-        if facts["dtype"] != dtype:
-            raise ConfigError(
-                f"{key}: {client.address} serves {facts['dtype']}, expected model.teacher_dtype, {dtype}; set it, or "
-                f"start the server with --dtype {dtype}"
-            )
+        for option, expected in as_set.items():
+            if facts[option] != expected:
+                raise ConfigError(
+                    f"{key}: {client.address} serves {facts[option]}, expected model.teacher_{option}, {expected}; set "
+                    f"it, or start the server with --{option} {expected}"
+                )
         if facts["fingerprint"] != found[0]["fingerprint"]:
             raise ConfigError(
                 f"{key}: expected one model, got another at {client.address} than at {clients[0].address}"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import ConfigError
+from ..loading import Held
 from ..roles import Attention, Policy, load_policy, load_processor, tokenizer_of
 from ..scoring import response_hidden
 from ..vision import EncodedImage
@@ -60,8 +61,8 @@ class Work:
 class Teacher:
     """Answers messages. Its transport is somebody else's."""
 
-    def __init__(self, policy: Policy, processor: Any, name: str, image_bytes: int = 2**32) -> None:
-        self.policy, self.name = policy, name
+    def __init__(self, policy: Policy, processor: Any, name: str, load: str = "full", image_bytes: int = 2**32) -> None:
+        self.policy, self.name, self.load = policy, name, load
         self.images = ImageStore(policy, image_bytes)
         self.limits = _limits(policy)
         self.fingerprint = fingerprint(policy)
@@ -117,6 +118,7 @@ class Teacher:
             "fingerprint": self.fingerprint,
             "software": __version__,
             "dtype": _name(head.weight_UH.dtype),
+            "load": self.load,
             "pixel_dtype": None if tower is None else _name(tower.dtype),
             "vocab_size": head.vocab_size,
             "scale": head.scale,
@@ -182,6 +184,7 @@ def serve(
     address: str,
     *,
     dtype: str = "bfloat16",
+    load: Held = "full",
     device: str | None = None,
     attention: Attention = "auto",
     allow_download: bool = False,
@@ -193,6 +196,7 @@ def serve(
     """
     for name, value, known in (
         ("dtype", dtype, ("float32", "bfloat16")),
+        ("load", load, ("full", "int8", "nf4")),
         ("attention", attention, get_args(Attention)),
     ):
         if value not in known:
@@ -201,11 +205,12 @@ def serve(
     socket = _bound(address)
     try:
         processor = load_processor(model, allow_download)
-        policy = load_policy(model, tokenizer_of(processor), dtype, allow_download, attention)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        policy.model.requires_grad_(False).eval().to(place)
-        teacher = Teacher(policy, processor, model, image_bytes)
-        logger.info("%s, %s, on %s (%s): at %s", model, dtype, place, teacher.fingerprint[:12], address)
+        policy = load_policy(model, tokenizer_of(processor), dtype, allow_download, attention, load, place)
+        policy.model.requires_grad_(False).eval()
+        teacher = Teacher(policy, processor, model, load, image_bytes)
+        kept = dtype if load == "full" else f"{load} and {dtype}"
+        logger.info("%s, %s, on %s (%s): at %s", model, kept, place, teacher.fingerprint[:12], address)
         _answer_all(socket, teacher)
     except KeyboardInterrupt:
         logger.info("stopped; a run that asks on waits for a server at %s", address)
