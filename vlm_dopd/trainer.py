@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
-from .callbacks import Progress
+from .callbacks import Progress, StepTime, peak_memory
 from .chunked_loss import LossOutput, routed_loss
 from .copies import StudentCopies
 from .errors import TrainingError
@@ -55,6 +55,8 @@ class DopdTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.student, self.copies, self.evaluate_student = student, copies, evaluate_student
         self.add_callback(copies)
+        self.step_time = StepTime(self._add)
+        self.add_callback(self.step_time)
         self.samples = samples
         if samples is not None:
             self.add_callback(samples)
@@ -65,6 +67,7 @@ class DopdTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, tuple[TrainingBatch, ...]]], int]:
         """The next window: `num_batches` micro-batches, and the denominator of their summed loss over all ranks."""
+        self.step_time.began = time.perf_counter()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         progress = self.state.global_step / max(self.state.max_steps, 1)
         window: Window = self.window_builder.build(batches, self.state.global_step, progress)
@@ -130,6 +133,9 @@ class DopdTrainer(Trainer):
             total, count = (sum(values) for values in zip(*(rank[name] for rank in ranks), strict=True))
             if count:
                 means[name] = total / count
+        if "time/step" in means:
+            means["time/tokens_per_s"] = means["rollout/tokens"] / means["time/step"]
+            means["memory/peak_gib"] = peak_memory()
         super().log({**logs, **means}, start_time)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
