@@ -28,7 +28,8 @@ def write_report(run: Path, samples: Sequence[Sample], others: Sequence[Path] = 
     run kept token samples, `run/tokens.html` as well.
 
     `samples` are the held-out samples of the run; those with replies can be shown. The curves, headline figures and
-    settings of `others`, more run folders, stand beside the run's own. The same input gives the same bytes. Raises DataError if a file of the run is missing or malformed.
+    settings of `others`, more run folders, stand beside the run's own. The same input gives the same bytes. Raises
+    DataError if a file of a run is missing or malformed.
     """
     report = collect(run)
     examples = choose(report.evals, samples) if report.measured else []
