@@ -233,7 +233,7 @@ def test_text_of_data_is_never_markup(tmp_path: Path) -> None:
 
 
 def test_same_input_same_bytes(dopd: Path, tmp_path: Path, samples: list[Sample]) -> None:
-    run = tmp_path / "elsewhere"
+    run = tmp_path / "dopd"
     shutil.copytree(dopd, run)
     (run / "report.html").unlink()
     write_report(run, samples)

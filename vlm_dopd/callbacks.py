@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,26 @@ class StopOnNonFiniteGradient(TrainerCallback):
                     f"step {state.global_step + 1}: expected a finite gradient, got one that is not in {name}; the "
                     "weights are those of the step before. Lower train.learning_rate or set train.max_grad_norm"
                 )
+
+
+class StepTime(TrainerCallback):
+    """Tells `add` the seconds from when a window was asked for (`began`) to the end of its step."""
+
+    def __init__(self, add: Callable[[str, float, float], None]) -> None:
+        self.add = add
+        self.began: float | None = None
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if self.began is not None:
+            self.add("time/step", time.perf_counter() - self.began, 1)
+            self.began = None
+
+
+def peak_memory() -> float:
+    """GiB: what tensors took at most on this process's GPU; without one, what the process took of the host's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
 
 
 class MetricsFile(TrainerCallback):

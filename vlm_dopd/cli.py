@@ -11,6 +11,7 @@ import typer
 from .annotate.cli import app as annotate
 from .eval_cli import app as evaluation
 from .quiet import quiet
+from .report_cli import app as reports
 
 app = typer.Typer(
     name="vlm-dopd",
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(annotate)
 app.add_typer(evaluation)
+app.add_typer(reports)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace the file's, as dotted key=value.", metavar="KEY=VALUE")
@@ -56,7 +58,7 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
     from .run import train  # slow to import: a wrong setting is said before
 
     run = train(settings)
-    typer.echo(f"student, metrics and checkpoints: {run}")
+    typer.echo(f"student, metrics and checkpoints: {run}; page: {run / 'report.html'}")
 
 
 @app.command("serve-teacher")

@@ -4,6 +4,7 @@ run folder
   config.yaml       the resolved configuration        versions.json   what ran it
   metrics.jsonl     one object a log event            checkpoint-N/   to resume from
   tokens/           what a few responses were taught, token by token
+  report.html       the run page, with report.json; tokens.html beside it
   *.safetensors, …  the student, a plain transformers checkpoint with its processor
 """
 
@@ -41,6 +42,7 @@ from .errors import ConfigError
 from .evaluation import OpenModel, headline, items
 from .lora import add_adapter
 from .methods import STUDENT_PRIVILEGED, Method
+from .reporting import RunPage
 from .roles import (
     Policy,
     banned_ids,
@@ -93,7 +95,8 @@ def train(config: RunConfig) -> Path:
 def build_trainer(config: RunConfig) -> DopdTrainer:
     """Load the pair and the data, check that they fit, and connect them. Raises ConfigError or DataError."""
     args = config.build_training_arguments()
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    run = Path(config.output_dir)
+    run.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     processor = load_processor(config.model.student, config.model.allow_download)
     student, frozen = _load_policies(config, processor, args.device)
@@ -138,7 +141,7 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         eval_dataset=[] if eval_data is None and config.benchmarks.names else eval_data,
         data_collator=collator,
         processing_class=processor,
-        callbacks=[MetricsFile(Path(config.output_dir) / "metrics.jsonl"), StopOnNonFiniteGradient()],
+        callbacks=[MetricsFile(run / "metrics.jsonl"), StopOnNonFiniteGradient(), RunPage(run)],
     )
 
 
