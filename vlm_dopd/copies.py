@@ -41,6 +41,7 @@ class StudentCopies(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move `ema` a share `ema_rate` towards the student; renew `snapshot` every `snapshot_steps`."""
         for kind, policy in self.policies.items():
             pairs = zip(_trained(policy.model), _trained(self.student.model), strict=True)
             if kind == "ema":
@@ -55,6 +56,7 @@ class StudentCopies(TrainerCallback):
                     mine.copy_(live)
 
     def save(self, checkpoint: Path) -> None:
+        """Write the copies that move, and the method's state, into the folder `checkpoint`."""
         for kind in self._moving():
             tensors = {str(i): p.detach().cpu() for i, p in enumerate(_trained(self.policies[kind].model))}
             save_file(tensors, checkpoint / f"{kind}.safetensors")

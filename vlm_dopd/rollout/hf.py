@@ -32,6 +32,8 @@ from . import Response, sequence_seed
 
 @dataclass(kw_only=True)
 class RolloutConfig:
+    """How many responses a prompt gets, how they are sampled, and what they earn."""
+
     siblings: int = 4
     """G, responses a prompt (section 4.1 of the paper)."""
     max_new_tokens: int = 1024
