@@ -23,6 +23,7 @@ class StopOnNonFiniteGradient(TrainerCallback):
     """The loss was finite, the gradient is not: stop before the optimizer takes it in."""
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Raises TrainingError, naming the first parameter whose gradient is NaN or infinite."""
         for name, parameter in kwargs["model"].named_parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 raise TrainingError(
@@ -59,6 +60,7 @@ class MetricsFile(TrainerCallback):
         self.watch = Watch([])
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Start the file anew, or cut it back to the step the run goes on from."""
         if not state.is_world_process_zero:
             return
         kept = (
@@ -68,6 +70,7 @@ class MetricsFile(TrainerCallback):
         self.watch = Watch(kept)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Append the line, and log what it says of the run's health, if that is news."""
         if not state.is_world_process_zero:
             return
         named = {name.replace("eval_", "eval/", 1): value for name, value in logs.items()}
@@ -96,6 +99,7 @@ class Progress(ProgressCallback):
         self.shown: dict[str, str] = {}
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the last of the figures beside the bar."""
         if self.training_bar is not None:
             self.shown |= {name.split("/")[-1]: f"{logs[name]:.3g}" for name in self.SHOWN if name in logs}
             self.training_bar.set_postfix(self.shown)

@@ -44,6 +44,8 @@ FIXED = {
 
 @dataclass(kw_only=True)
 class ModelConfig:
+    """Who learns from whom, and how their weights are held."""
+
     student: str = ""
     teacher: str = ""
     """A folder, a hub name, or where `vlm-dopd serve-teacher` runs: tcp://host:port, several with commas."""
@@ -65,6 +67,8 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
+    """The rows, how their p is rendered, and how many tokens a prompt and a pass may have."""
+
     train: str = ""
     eval: str | None = None
     train_kinds: list[str] | None = None
@@ -111,6 +115,8 @@ class ReportConfig:
 
 @dataclass(kw_only=True)
 class RunConfig:
+    """All of a run. `method` and `train` are checked against the method's fields and TrainingArguments."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -107,6 +107,7 @@ class History:
             self.eval_steps.append(self.step)
 
     def count(self, name: str) -> int:
+        """How many finite values of `name` there are."""
         return len(self.curves.get(name, ()))
 
     def start(self, name: str) -> Value:
@@ -123,6 +124,7 @@ class History:
         return median(values) if values else None
 
     def last(self, name: str) -> Value:
+        """The latest value; None if there is none."""
         return self.curves[name][-1] if self.count(name) else None
 
 
@@ -138,7 +140,12 @@ NATS, TOKENS, STEPS = (partial(_figure, unit=unit) for unit in (" nats", " token
 
 
 def check(metrics: Iterable[Mapping[str, Any]]) -> list[Check]:
-    """One row a rule, from the lines of a metrics file (`callbacks.read_metrics`) in their order."""
+    """One row a rule, from the lines of a metrics file (`callbacks.read_metrics`) in their order.
+
+    >>> lines = [{"step": step, "grad_norm": 0.5, "gap/p95": 0.001} for step in range(1, 13)]
+    >>> [(one.status, one.name, one.figure) for one in check(lines) if one.status == "WARN"]
+    [('WARN', 'gap spread', '95 % of the gaps below 0.001 nats')]
+    """
     return _judge(History(metrics))
 
 
@@ -156,7 +163,13 @@ def table(checks: Sequence[Check]) -> str:
 
 
 class Watch:
-    """The rules during training: one line at a time, and only news."""
+    """The rules during training: one line at a time, and only news.
+
+    >>> watch = Watch()
+    >>> lines = [{"step": step, "grad_norm": 0.0} for step in range(1, 13)]
+    >>> [(line["step"], news.name) for line in lines for news in watch.add(line)]
+    [(5, 'gradient')]
+    """
 
     def __init__(self, metrics: Iterable[Mapping[str, Any]] = ()) -> None:
         """`metrics`: the lines of the run so far, if it is resumed. What they would have told is told once more."""

@@ -41,7 +41,9 @@ class Ranks(Protocol):
 
     process_index: int
 
-    def autocast(self) -> AbstractContextManager[Any]: ...
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of mixed precision that passes run in."""
+        ...
 
 
 class Samples(Protocol):
@@ -64,6 +66,8 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class Window:
+    """One optimiser step's worth of passes, routed and weighted: what is left is to take their loss."""
+
     batches: tuple[tuple[TrainingBatch, ...], ...]
     """The passes of each micro-batch."""
     denominator: int

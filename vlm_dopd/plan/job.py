@@ -77,6 +77,7 @@ class Job:
 
     @cached_property
     def copies(self) -> tuple[str, ...]:
+        """Kinds of student copies that the method's roles need, each one more set of trained weights."""
         return tuple(kind for kind in KINDS if kind in {role.weights for role in self.method.roles})
 
     @cached_property
@@ -91,6 +92,7 @@ class Job:
 
     @property
     def images(self) -> int:
+        """Images of a prompt; 0 for a student without a vision tower, whatever the data hold."""
         return self.work.images if self.student.vision else 0
 
     @property

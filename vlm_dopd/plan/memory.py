@@ -59,6 +59,7 @@ def memory(job: Job) -> dict[str, Parts]:
 
 
 def peak(job: Job) -> float:
+    """Bytes of one GPU at the fullest moment of the whole step."""
     return max(sum(parts.values()) for parts in memory(job).values())
 
 

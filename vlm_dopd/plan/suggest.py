@@ -24,12 +24,15 @@ SEQUENCES = (16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Suggestion:
+    """A job that fits, and how a config says it."""
+
     job: Job
     overrides: tuple[str, ...]
     """`key=value` of what differs from the job it was made for."""
 
 
 def fits(job: Job, gpu: GPU) -> bool:
+    """Whether the step's peak leaves the share of memory free that ROOM asks for."""
     return peak(job) <= ROOM * gpu.memory_gib * GIB
 
 

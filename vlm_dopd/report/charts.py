@@ -83,6 +83,8 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
+    """One figure of the page. `name` is its id there, `svg` is drawn by us and safe to embed."""
+
     name: str
     title: str
     caption: str

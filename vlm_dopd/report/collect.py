@@ -103,6 +103,7 @@ class Report:
     versions: dict[str, str]
 
     def row(self, name: str) -> Row | None:
+        """The row of that name (`student before`, `teacher`); None if the run has none."""
         return next((row for row in self.rows if row.name == name), None)
 
 

@@ -37,9 +37,11 @@ class RemoteProcessor:
         self._facts = facts
 
     def get_vocab(self) -> dict[str, int]:
+        """Token -> id, as tokenizers say it."""
         return self._facts["vocabulary"]
 
     def to_dict(self) -> dict[str, Any]:
+        """Settings of the image processor, as it says them itself."""
         return self._facts["images"]
 
 
@@ -56,13 +58,16 @@ class ServedTeacher:
 
     @property
     def processor(self) -> RemoteProcessor:
+        """For the checks that student and teacher fit each other."""
         return RemoteProcessor(self.facts)
 
     @property
     def device(self) -> torch.device:
+        """Where the LM head lies: scores are formed there, beside the student's."""
         return self.weight_VH.device
 
     def head(self, temperature: float = 1.0) -> Head:
+        """The LM head, sent over once; `temperature` divides its logits."""
         return Head(
             self.weight_VH,
             self.facts["vocab_size"],

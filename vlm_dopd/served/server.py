@@ -51,6 +51,7 @@ class Work:
     began: float = field(default_factory=time.monotonic)
 
     def told(self) -> str:
+        """One line: requests, tokens, images, tokens a second of computing, and the share of time spent computing."""
         return (
             f"{self.requests} requests of {len(self.clients)} ranks: {self.tokens} tokens, {self.response_tokens} of "
             f"responses, {self.images} images; {self.tokens / max(self.seconds, 1e-9):.0f} tokens/s, busy "
@@ -161,6 +162,7 @@ class ImageStore:
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
 
     def put(self, name: str, image: EncodedImage) -> None:
+        """Keep `image` under its digest; the least lately used go until the rest is below the limit of bytes."""
         if name in self._images:
             return
         self._images[name] = image
@@ -171,9 +173,11 @@ class ImageStore:
             self.policy.vision.drop(old)
 
     def missing(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that are not here, each once."""
         return [name for name in dict.fromkeys(names) if name not in self._images]
 
     def get(self, names: Sequence[Any]) -> tuple[EncodedImage, ...]:
+        """The images of `names`, all of which must be here; they are now the latest used."""
         for name in names:
             self._images.move_to_end(str(name))
         return tuple(self._images[str(name)] for name in names)
