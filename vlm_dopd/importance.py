@@ -1,5 +1,8 @@
 """Importance weights: the tokens were sampled by an engine whose probabilities are not quite the trainer's.
 
+The trainer's are at temperature 1 with nothing filtered or banned, as in scores and losses; so the weights correct for
+another temperature of sampling as well.
+
 Shape letters: N response tokens of a micro-batch.
 """
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ class Servers:
         if key := os.environ.get("VLLM_API_KEY"):
             self.session.headers["Authorization"] = f"Bearer {key}"
         again = Retry(total=3, read=1, backoff_factor=0.5, status_forcelist=(502, 503, 504), allowed_methods=None)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # what is tried again is no news
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(pool_maxsize=AT_ONCE, max_retries=again))
         try:
