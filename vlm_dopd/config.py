@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -227,13 +227,13 @@ def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[
 def _load(path: Path) -> Any:
     """The file's settings, over those of the file or shipped recipe that its `base` names."""
     loaded = OmegaConf.load(path)
-    if not OmegaConf.is_dict(loaded):
+    if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of settings at the top level, got a list or a word")
     base = loaded.pop("base", None)
     if base is None:
         return loaded
     below = OmegaConf.load(_recipe(base))
-    if not OmegaConf.is_dict(below) or "base" in below:
+    if not isinstance(below, DictConfig) or "base" in below:
         raise ConfigError(f"{path}: base: expected settings without a base of their own in {base}")
     return OmegaConf.merge(below, loaded)
 
