@@ -57,7 +57,7 @@ class StudentCopies(TrainerCallback):
                     mine.copy_(like(live, mine))
 
     def save(self, checkpoint: Path, write: bool = True) -> None:
-        """Write the copies that move, and the state, into `checkpoint`: all ranks, that may hold a part each, call it."""
+        """Write the copies that move, and the state, into `checkpoint`. All ranks call it: each may hold a part."""
         for kind in self._moving():
             tensors = {str(i): whole(p.detach()).cpu() for i, p in enumerate(_trained(self.policies[kind].model))}
             if write:
