@@ -220,7 +220,7 @@ def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[
 
 def _load(path: Path) -> Any:
     """The file's settings, over those of the file or shipped recipe that its `base` names."""
-    loaded = OmegaConf.load(path)
+    loaded: Any = OmegaConf.load(path)
     if not OmegaConf.is_dict(loaded):
         raise ConfigError(f"{path}: expected a mapping of settings at the top level, got a list or a word")
     base = loaded.pop("base", None)
