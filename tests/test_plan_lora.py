@@ -78,6 +78,18 @@ def test_a_teachers_matrices_cost_what_its_form_costs(held, matrices):
     assert found == pytest.approx(matrices * MATRICES + 2 * (TEACHER.parameters - MATRICES))
 
 
+def test_a_sharded_teacher_is_divided_over_gpus():
+    """Its layers; two whole ones are there at a time, and with one GPU all of them."""
+    alone, eight = (memory(big(frozen_held="sharded", gpus=n))["score"]["teacher weights"] for n in (1, 8))
+    assert alone == 2 * TEACHER.parameters
+    assert eight == pytest.approx(2 * (1 / 8 + 2 / 36) * MATRICES + 2 * (TEACHER.parameters - MATRICES))
+    slow, fast = (
+        times(big(frozen_held=held, gpus=8), H100)["score teacher, privileged"] for held in ("sharded", "full")
+    )
+    assert slow - fast == pytest.approx(2 * 2 * MATRICES * 7 / 8 / (H100.link * 0.7 * 1e9))
+    assert "teacher sharded" in describe(job("model.teacher_load=sharded"))
+
+
 def test_copies_under_lora_are_adapters_and_initial_is_none():
     ema, initial = (memory(big(lora_rank=16, method=find(name)()))["loss"] for name in ("sdft", "exopd"))
     assert ema["ema copy"] == 4 * STUDENT.text.lora_parameters(16) and initial["initial copy"] == 0

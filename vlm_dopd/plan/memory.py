@@ -13,10 +13,10 @@ Sharding of the student over N GPUs, of P parameters of which Q are trained (P, 
     zero3   as zero2, with the weights / N too; the layer in use and the next are whole, embedding and LM head always
 
 Frozen models are whole on every GPU; 8 bits are one byte a weight, nf4 half a byte and a float32 number for each 64
-weights, and of offloaded layers one is there at a time. A copy of the student (`ema`, `initial`, `snapshot`) has 4·Q of
-its own, but for `initial` under LoRA, which is the base. Under LoRA P keeps the dtype of `model.lora.dtype` and Q, the
-adapters, comes on top; autocast keeps no copies of what is not trained, but a float32 matrix's bfloat16 form waits for
-the backward.
+weights, of offloaded layers one is there at a time, of sharded ones a share and two. A copy of the student (`ema`,
+`initial`, `snapshot`) has 4·Q of its own, but for `initial` under LoRA, which is the base. Under LoRA P keeps the dtype
+of `model.lora.dtype` and Q, the adapters, comes on top; autocast keeps no copies of what is not trained, but a float32
+matrix's bfloat16 form waits for the backward.
 
 Not modelled: the allocator's fragments (a share of the GPU is left free for them, see `suggest.ROOM`); workspaces of
 kernels; saving a checkpoint; evaluation; prefetched batches; images that only probes or builders show (`crops`,
@@ -142,7 +142,7 @@ def _resident(job: Job) -> Parts:
     if whole and n > 1:
         parts["DDP buckets"] = 4.0 * job.trained
     for name, shape in job.frozen.items():
-        parts[f"{name} weights"] = held_bytes(shape, job.frozen_bytes, job.frozen_held)
+        parts[f"{name} weights"] = held_bytes(shape, job.frozen_bytes, job.frozen_held, n)
     for kind in job.copies:
         parts[f"{kind} copy"] = 0.0 if job.lora_rank and kind == "initial" else 4.0 * job.trained
     if job.cpu:
@@ -154,10 +154,12 @@ def _resident(job: Job) -> Parts:
     return parts
 
 
-def held_bytes(shape: Shape, dense: int, held: Held) -> float:
-    """Of a model's weights on the GPU: the matrices of its layers as `held`, all others with `dense` bytes each."""
-    matrices = shape.text.layers * shape.text.layer_products
-    each = {"full": dense, "int8": 1.0, "nf4": 0.5 + 4 / 64, "offload": dense / shape.text.layers}[held]
+def held_bytes(shape: Shape, dense: int, held: Held, ranks: int = 1) -> float:
+    """Of a model's weights on one GPU: the matrices of its layers as `held`, all others with `dense` bytes each."""
+    layers = shape.text.layers
+    matrices = layers * shape.text.layer_products
+    sharded = dense * (1 / ranks + 2 / layers) if ranks > 1 else dense
+    each = {"full": dense, "int8": 1.0, "nf4": 0.5 + 4 / 64, "offload": dense / layers, "sharded": sharded}[held]
     return dense * (shape.parameters - matrices) + each * matrices
 
 

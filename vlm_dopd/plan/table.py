@@ -68,7 +68,9 @@ def _forms(job: Job) -> str:
         base = {2: "bfloat16", 4: "float32"}[job.base_bytes] if job.base_held == "full" else job.base_held
         said += f", LoRA of rank {job.lora_rank} beside {base} weights"
     if job.frozen_held != "full":
-        said += ", teacher " + ("offloaded" if job.frozen_held == "offload" else f"in {job.frozen_held}")
+        said += ", teacher " + {"offload": "offloaded", "sharded": "sharded"}.get(
+            job.frozen_held, f"in {job.frozen_held}"
+        )
     return said
 
 

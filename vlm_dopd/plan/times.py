@@ -63,7 +63,7 @@ def times(job: Job, gpu: GPU, how: Efficiency = ASSUMED) -> dict[str, float]:
                 if role.weights == "student" and job.sharding == "zero3"
                 else 0.0
             )
-            + _fetching(job, role)
+            + _fetching(job, gpu, how, role)
         )
     parts["forward and backward"] = flops.training(job) / (half * 1e12 * how.training)
     responses = flops.passes(job, "plain").responses
@@ -115,13 +115,16 @@ def _passes(job: Job) -> int:
     return job.accumulation * -(-job.micro // job.rows("plain", job.work.response_tokens))
 
 
-def _fetching(job: Job, role: Role) -> float:
-    """Seconds to bring the layers of an offloaded model to the GPU, once a pass."""
-    if role.weights not in job.frozen or job.frozen_held != "offload":
+def _fetching(job: Job, gpu: GPU, how: Efficiency, role: Role) -> float:
+    """Seconds to bring the layers of an offloaded or sharded model to the GPU, once a pass."""
+    if role.weights not in job.frozen or job.frozen_held not in ("offload", "sharded"):
         return 0.0
     text = job.shape(role.weights).text
     passes = job.accumulation * -(-job.micro // job.rows(role.view, job.work.response_tokens))
-    return passes * job.frozen_bytes * text.layers * text.layer_products / (HOST_LINK * 1e9)
+    moved = passes * job.frozen_bytes * text.layers * text.layer_products
+    if job.frozen_held == "offload":
+        return moved / (HOST_LINK * 1e9)
+    return moved * (job.gpus - 1) / job.gpus / _link(job, gpu, how)
 
 
 def _gathering(job: Job, gpu: GPU, how: Efficiency, times: int) -> float:
