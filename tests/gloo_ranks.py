@@ -3,13 +3,15 @@
     torchrun --nproc-per-node 2 -m tests.gloo_ranks ddp:a.yaml fsdp:b.yaml
     python -m tests.gloo_ranks 4 ddp:a.yaml        starts the ranks itself: all share one import
 
-What each rank was given is in `passes-RANK.jsonl` of the run folder: a line a micro-batch.
+What each rank was given is in `passes-RANK.jsonl` of the run folder: a line a micro-batch. DIE=RANK:STEP in the
+environment has that rank killed when it begins to save its part of the checkpoint of that step.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 from datetime import timedelta
@@ -26,6 +28,7 @@ from vlm_dopd.trainer import DopdTrainer
 
 PREPARE = PartialState._prepare_backend
 STEP = DopdTrainer.training_step
+SAVE = DopdTrainer._save_rng_state
 
 
 def pretend_gpus(yes: bool) -> None:
@@ -48,6 +51,12 @@ def noted_step(self, model, inputs, num_items_in_batch=None):
     return STEP(self, model, inputs, num_items_in_batch)
 
 
+def fatal_save(self, output_dir):
+    if os.environ.get("DIE") == f"{self.args.process_index}:{self.state.global_step}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    SAVE(self, output_dir)
+
+
 def train(engine: str, path: str) -> None:
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
@@ -66,7 +75,7 @@ def train(engine: str, path: str) -> None:
 
 def main(jobs: list[str]) -> None:
     torch.set_num_threads(1)
-    DopdTrainer.training_step = noted_step
+    DopdTrainer.training_step, DopdTrainer._save_rng_state = noted_step, fatal_save
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     for job in jobs:
         train(*job.split(":", 1))

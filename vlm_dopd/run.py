@@ -61,7 +61,7 @@ from .sharding import shard
 from .token_files import TokenFiles
 from .token_samples import TokenSamples
 from .trainer import DopdTrainer
-from .window import WindowBuilder
+from .window import WindowBuilder, gather_object
 from .wiring import builder_of, collator_of, training_data, wants_references
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def train(config: RunConfig) -> Path:
     if config.preflight and os.environ.get("RANK", "0") == "0":  # no process group yet
         preflight.refuse(config)
     trainer = build_trainer(config)
+    checkpoint = gather_object(checkpoint)[0]  # ranks may see another state of a disk that they share
     if trainer.is_world_process_zero():
         save_config(config, run / "config.yaml")
         (run / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
