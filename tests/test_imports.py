@@ -50,7 +50,8 @@ ARROWS = {
     "engines": "torch config importance methods roles rollout",
     "scoring": "torch transformers attention packing roles chunked_loss",
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors importance",
-    "served": "torch safetensors zmq __init__ attention chunked_loss errors head packing roles scoring vision loading",
+    "served": "torch safetensors zmq openai __init__ chunked_loss divergences errors head loading methods packing "
+    "roles scoring vision",
     "health": "",
     "plan": "rich transformers chunked_loss config copies errors loading lora methods vision served",
     "callbacks": "torch transformers evals errors health",

@@ -28,7 +28,8 @@ from .errors import ConfigError, closest
 from .loading import Held
 from .lora import LoraConfig, base_of
 from .rollout.settings import RolloutConfig
-from .served import addresses, is_address
+from .served import addresses, is_address, is_url
+from .served.topk import check_method as check_top_k
 
 RECIPES = Path(__file__).parent / "recipes"
 FIXED = {
@@ -49,6 +50,8 @@ class ModelConfig:
     student: str = ""
     teacher: str = ""
     """A folder, a hub name, or where `vlm-dopd serve-teacher` runs: tcp://host:port, several with commas."""
+    teacher_top_k: int | None = None
+    """For a plain server, https://host/v1#NAME: an approximation from so many log-probabilities a token (text only)."""
     teacher_base: str | None = None
     """What the teacher was before its own training, for methods that compare it with that."""
     teacher_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -279,9 +282,18 @@ def check(config: RunConfig) -> None:
 
 
 def _check_served(config: RunConfig) -> None:
+    if config.model.teacher_top_k is not None and not is_url(config.model.teacher):
+        raise ConfigError("model.teacher_top_k: expected a URL as model.teacher; other teachers give all of it")
     for key in ("teacher", "teacher_base"):
         name = getattr(config.model, key)
-        if name and is_address(name):
+        if name and is_url(name):
+            if config.model.teacher_top_k is None:
+                raise ConfigError(
+                    f"model.{key}: a plain server gives top-k log-probabilities, an approximation; set "
+                    "model.teacher_top_k to have it, or start `vlm-dopd serve-teacher` for the loss itself"
+                )
+            check_top_k(config.build_method(), config.model.teacher_top_k)
+        elif name and is_address(name):
             addresses(name, f"model.{key}")
     method = config.build_method()
     wants_text = (method.references or method.own_share < 1) and config.rollout.reference == "teacher"

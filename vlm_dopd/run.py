@@ -56,7 +56,7 @@ from .roles import (
 )
 from .rollout import Engine
 from .rollout.hf import HFRollout
-from .served import is_address
+from .served import is_address, is_url, topk
 from .sharding import shard
 from .token_files import TokenFiles
 from .token_samples import TokenSamples
@@ -176,14 +176,18 @@ def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Poli
 
 
 def _connect(served: dict[str, str], config: RunConfig, processor: Any, device: Any) -> dict[str, Any]:
-    if not served:
-        return {}
-    try:
-        from .served.policy import connect
-    except ModuleNotFoundError:
-        raise ConfigError("model.teacher: an address needs pyzmq: pip install 'vlm-dopd[serve]'") from None
+    found: dict[str, Any] = {}
     as_set = {"dtype": config.model.teacher_dtype, "load": config.model.teacher_load}
-    return {role: connect(name, processor, as_set, device, f"model.{role}") for role, name in served.items()}
+    for role, name in served.items():
+        if is_url(name):
+            found[role] = topk.connect(name, config.model.teacher_top_k or 0, processor, device, f"model.{role}")
+            continue
+        try:
+            from .served.policy import connect
+        except ModuleNotFoundError:
+            raise ConfigError(f"model.{role}: an address needs pyzmq: pip install 'vlm-dopd[serve]'") from None
+        found[role] = connect(name, processor, as_set, device, f"model.{role}")
+    return found
 
 
 def _token_samples(config: RunConfig, method: Method, collator: Collator) -> TokenSamples | None:
