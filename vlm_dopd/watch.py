@@ -57,11 +57,8 @@ def frame(report: Report) -> RenderableType:
     """What is shown at one moment."""
     total = total_steps(report)
     step = report.cost.steps
-    head = Text.assemble(
-        (printable(report.name), "bold"),
-        f"  {printable(report.method)}  step {step:,}",
-        f" of {total:,}" if total else "",
-    )
+    head = Text(printable(report.name), "bold")
+    head.append(f"  {printable(report.method)}  step {step:,}" + (f" of {total:,}" if total else ""), "not bold")
     if (left := seconds_left(report)) is not None:
         head.append(f"  about {duration(left)} left" if left else "  finished", "bold")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from evals.printable import printable
 from privileged import Sample
 
 from .charts import draw_charts
@@ -190,6 +192,7 @@ def _environment() -> Environment:
         loader=PackageLoader(__package__ or "vlm_dopd.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_inert,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -198,6 +201,11 @@ def _environment() -> Environment:
     }  # fmt: skip
     environment.globals |= {"evals": EVALS, "fates": FATES}
     return environment
+
+
+def _inert(value: Any) -> Any:
+    """Every text that the template prints, before it is escaped: marks that reverse or hide others are written out."""
+    return printable(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _write(path: Path, text: str) -> None:
