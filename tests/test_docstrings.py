@@ -110,15 +110,16 @@ def test_everything_public_is_documented(path: Path):
     assert phantoms(source) == []
 
 
-def test_what_is_missing_is_found():
+def test_what_is_missing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = (
         "class Base:\n    'd'\n    word = 'd'\n    def told(self):\n        'd'\n    def bare(self): ...\n"
         "class Child(Base):\n    'd'\n    def told(self): ...\n    def bare(self): ...\n    def _own(self): ...\n"
         "    def word(self): ...\n"
         "class Exported(Base): ...\nREADER = Exported\nclass Other: ...\ndef free(): ...\nasync def later(): ...\n"
     )
-    module = ModuleType("planted")
-    exec(source, vars(module))
+    (tmp_path / "planted_docstrings.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("planted_docstrings")
     found = ["the module", "Base.bare", "Child.bare", "Child.word", "Other", "free", "later"]
     assert undocumented(source, module) == found
 

@@ -40,6 +40,7 @@ class StepTime(TrainerCallback):
         self.began: float | None = None
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Tell the seconds, once a step; nothing for a step whose window was not asked for."""
         if self.began is not None:
             self.add("time/step", time.perf_counter() - self.began, 1)
             self.began = None

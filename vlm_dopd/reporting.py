@@ -32,13 +32,16 @@ class RunPage(TrainerCallback):
         self.due = float("inf")
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Nothing is written in the first half minute."""
         self.due = time.perf_counter() + 30  # the first page of a long run is worth a second or two
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Write the page if it is due; on the first process only."""
         if state.is_world_process_zero and time.perf_counter() >= self.due:
             self.write()
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Write the page, whatever it costs."""
         if state.is_world_process_zero:
             self.write()
 

@@ -49,7 +49,9 @@ class Ranks(Protocol):
 class Samples(Protocol):
     """What of `token_samples.TokenSamples` a window needs."""
 
-    def window(self, step: int, batches: Any, responses: Any, scores: Any, weight_RN: Any, training: Any) -> None: ...
+    def window(self, step: int, batches: Any, responses: Any, scores: Any, weight_RN: Any, training: Any) -> None:
+        """Told of each window once it is routed; `weight_RN` is that of each micro-batch, before any mean."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,9 @@ class EncoderLike(Protocol):
 
     def render(self, view: View) -> str:
         """The prompt as the chat template writes it, up to where the assistant begins."""
-        ...
 
     def encode(self, view: View, seen: dict[int, Any] | None = None) -> Any:
         """The prompt's token ids, and its images as the model will see them."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

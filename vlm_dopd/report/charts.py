@@ -330,6 +330,7 @@ def from_zero(axes: Axes, *values: Sequence[float]) -> None:
 
 
 def dots(curve: Curve) -> dict[str, Any]:
+    """Keywords that mark the points of a curve too short to be seen as a line."""
     return {"marker": "o", "markersize": 3.6} if len(curve.step) <= FEW else {}
 
 

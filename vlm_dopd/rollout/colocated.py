@@ -41,6 +41,7 @@ class Colocated:
         )
 
     def load(self, folder: Path, version: str) -> None:
+        """Reload in place, and drop prefixes, images and features that the old weights computed."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         engine = self.llm.llm_engine
         for reset in (self.llm.reset_prefix_cache, engine.reset_mm_cache, engine.reset_encoder_cache):
@@ -48,6 +49,7 @@ class Colocated:
         self.llm.update_weight_version(version)
 
     def generate(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question, in order; the engine batches them itself."""
         from vllm import SamplingParams, TokensPrompt
 
         prompts = []

@@ -41,6 +41,8 @@ class Differences:
 
 
 class MismatchCheck:
+    """The engine's log-probabilities of what it sampled against those of `policy`, both of the same weights."""
+
     def __init__(
         self,
         policy: Policy,

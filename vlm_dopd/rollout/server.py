@@ -68,6 +68,7 @@ class Servers:
         return length
 
     def load(self, folder: Path, version: str) -> None:
+        """Reload on every server, and drop what the old weights computed. Raises TrainingError if one is not idle."""
         for url in self.urls:
             arguments = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
             self._send("POST", url, "/collective_rpc", arguments)
@@ -80,6 +81,7 @@ class Servers:
             self._send("POST", url, "/update_weight_version", {"new_version": version})
 
     def generate(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question, in order; the servers take turns. Raises what the first failure raised."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
             urls = [self.urls[i % len(self.urls)] for i in range(len(questions))]
             answers = [pool.submit(self._ask, *pair) for pair in zip(urls, questions, strict=True)]

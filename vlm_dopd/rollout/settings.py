@@ -33,6 +33,8 @@ class VLLMConfig:
 
 @dataclass(kw_only=True)
 class RolloutConfig:
+    """How many responses a prompt gets, how they are sampled, and what they earn."""
+
     engine: Literal["hf", "vllm"] = "hf"
     """`transformers.generate`, or vLLM: several times faster where there are GPUs."""
     siblings: int = 4

@@ -46,6 +46,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Sampled:
+    """One response of vLLM's, as it came."""
+
     ids: list[int]
     logps: list[float]
     """Of the distribution that was sampled from: after temperature, top-k, top-p and what is banned."""
@@ -57,6 +59,8 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Answer:
+    """The responses to one question, and the prompt as vLLM read it: to be compared with ours."""
+
     prompt_ids: list[int]
     """With all placeholders of an image."""
     responses: list[Sampled]
@@ -76,7 +80,9 @@ class Backend(Protocol):
         """Take the weights in `folder`, call them `version`, and forget what was computed with others."""
         ...
 
-    def generate(self, questions: Sequence[Question]) -> list[Answer]: ...
+    def generate(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question, in order. Raises TrainingError where there will be none."""
+        ...
 
 
 class VLLMRollout:
@@ -194,6 +200,7 @@ def unexpanded(prompt: Prompt) -> list[int]:
 
 
 def picture(image: Any, sample_id: str) -> Image:
+    """The PIL image of an encoded one. Raises TrainingError, with the sample, if it was not kept."""
     if image.picture is None:
         raise TrainingError(f"sample {sample_id}: expected the pictures of its prompts, the encoder kept none")
     return image.picture
