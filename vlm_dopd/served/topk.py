@@ -105,6 +105,7 @@ class TopKTeacher:
         """Nothing is kept from window to window."""
 
     def submit(self, passes: Sequence[Packed]) -> Callable[[], Scored]:
+        """Ask for every response, several at a time. Raises TrainingError for rows with images, before any is sent."""
         if any(packed.images for packed in passes):
             raise TrainingError(
                 f"teacher at {self.client.base_url}: expected rows without images, a plain server takes ids alone; "
