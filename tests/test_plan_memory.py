@@ -132,13 +132,20 @@ def test_parts_of_the_real_pair_by_hand():
 def test_sharding_divides_as_its_rule_says(sharding, weights, gradients, states):
     """Bytes a parameter on each of 8 GPUs."""
     job = big(gpus=8, sharding=sharding)
-    found = memory(job)["loss"]
+    found = memory(job)["loss"] | {"gradients": memory(job)["update"]["gradients"]}
     assert found["student weights"] == pytest.approx(weights * job.student.parameters)
     assert found["gradients"] == pytest.approx(gradients * job.trained)
     assert found["optimizer"] == pytest.approx(states * job.trained)
     assert ("DDP buckets" in found) == (sharding == "none")
     assert ("gathered weights" in found) == (sharding in ("fsdp2", "zero3"))
     assert found["teacher weights"] == 2 * job.frozen["teacher"].parameters
+
+
+def test_fsdp2_sums_the_gradients_of_several_passes_whole():
+    """Ranks meet in the last pass of a step: until then each has all of its own, in float32."""
+    several, one = big(gpus=8, sharding="fsdp2"), big(gpus=8, sharding="fsdp2", micro=1, accumulation=1)
+    assert memory(several)["loss"]["gradients"] == memory(several)["backward"]["gradients"] == 4 * several.trained
+    assert memory(one)["loss"]["gradients"] == 0 and memory(one)["backward"]["gradients"] <= 0.5 * one.trained
 
 
 def test_lora_trains_little():

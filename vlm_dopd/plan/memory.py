@@ -7,8 +7,8 @@ length, and the optimizer's states are there (from the second step on).
 Sharding of the student over N GPUs, of P parameters of which Q are trained (P, Q in the text and vision parts alike):
 
     none    weights 4·P, gradients 4·Q, AdamW 8·Q; with N > 1 DDP's buckets are a second copy of the gradients
-    fsdp2   all of these / N; with `recipes/accelerate/fsdp2.yaml` the weights, gathered in the dtype of autocast, stay
-            whole from the first rollout to the backward
+    fsdp2   all of these / N; the weights, gathered in the dtype of autocast, stay whole from the first rollout to the
+            last backward (`sharding.py`), and so do the gradients, 4·Q, where a step has several passes
     zero2   as ZeRO's paper counts in bf16: weights 2·P whole; gradients 2·Q / N, AdamW and a float32 copy 12·Q / N
     zero3   as zero2, with the weights / N too; the layer in use and the next are whole, embedding and LM head always
 
@@ -53,7 +53,7 @@ def memory(job: Job) -> dict[str, Parts]:
         "score": _score(job),
         "loss": [_loss(job)],
         "backward": _backward(job),
-        "update": [{"gradients": _gradients(job), "gathered weights": 0.0}],
+        "update": [{"gradients": _shard(job), "gathered weights": 0.0}],
     }
     return {phase: stays | max(found, key=lambda parts: sum(parts.values())) for phase, found in moments.items()}
 
@@ -252,6 +252,12 @@ def _several(job: Job) -> bool:
 
 
 def _gradients(job: Job) -> float:
+    """Until the last backward. FSDP2 sums those of several passes where they arise: whole, in float32."""
+    return 4.0 * job.trained if job.sharding == "fsdp2" and _several(job) else _shard(job)
+
+
+def _shard(job: Job) -> float:
+    """Gradients once ranks have summed them."""
     low = 2 if job.sharding.startswith("zero") and job.bf16 else 4
     return low * job.trained / (1 if job.sharding == "none" else job.gpus)
 
