@@ -29,7 +29,7 @@ from vlm_dopd.served.server import Teacher, serve
 
 STEPS = {"train.max_steps": 3, "train.gradient_accumulation_steps": 2, "train.per_device_train_batch_size": 2}
 TEXT = {"data.train": tiny.TEXT, "data.builder": "hints"}
-TIMES = ("time", "train_runtime", "train_samples", "train_steps")
+TIMES = ("time", "memory", "train_runtime", "train_samples", "train_steps")
 
 
 @pytest.fixture(scope="module")

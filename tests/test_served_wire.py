@@ -28,7 +28,7 @@ from vlm_dopd.served.requests import (
     rows_to_tensors,
 )
 from vlm_dopd.served.wire import WireError, decode, encode
-from vlm_dopd.vision import EncodedImage
+from vlm_dopd.vision import EncodedImage, VisionOnce
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,10 @@ def test_messages_hold_no_more_than_json_and_tensors(teacher, good):
     assert json.loads(json.dumps(hello)) == hello and hello["vocab_size"] == teacher.policy.vocab_size
 
 
-def test_the_store_forgets_the_least_lately_used(teacher):
+def test_the_store_forgets_the_least_lately_used(teacher, monkeypatch):
+    """And its features with it, which lie on the device."""
+    dropped = []
+    monkeypatch.setattr(VisionOnce, "drop", lambda self, image: dropped.append(image))
     store = type(teacher.images)(teacher.policy, limit=3 * 400)
     images = {name: EncodedImage(torch.zeros(10, 10), torch.tensor([1, 2, 2])) for name in "abcd"}
     for name in "abc":
@@ -275,5 +278,6 @@ def test_the_store_forgets_the_least_lately_used(teacher):
     assert store.get(["a"]) == (images["a"],) and store.held == 1200
     store.put("d", images["d"])
     assert store.missing([*"abcdd", "e"]) == ["b", "e"] and store.held == 1200
+    assert dropped == [images["b"]]
     store.put("large", EncodedImage(torch.zeros(100, 100), torch.tensor([1, 2, 2])))
     assert store.missing([*"abcd", "large"]) == [*"abcd"]  # one that is larger than all room is kept alone
