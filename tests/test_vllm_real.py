@@ -178,7 +178,7 @@ def trained(path, tmp_path):
 
     done = subprocess.run(
         [sys.executable, "-m", "vlm_dopd", "train", str(path)],
-        cwd=tiny.ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False,
+        cwd=tiny.ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
