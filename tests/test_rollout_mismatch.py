@@ -6,7 +6,6 @@ its own advice; 2) when the check is made; 3) importance weights, by hand and in
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -181,11 +180,12 @@ def test_importance_multiplies_the_loss_weights(processor, of):
     assert "rollout/importance" not in without
 
 
-def test_weights_of_lora_are_merged_and_the_student_stays(pair, processor):
+@pytest.mark.parametrize(("held", "near"), [("full", 1e-4), ("nf4", 1e-2)])
+def test_weights_of_lora_are_merged_and_the_student_stays(pair, processor, held, near):
     """A plain model with them computes what the student with its adapter computes."""
-    policy = load_policy(str(pair[0]), processor.tokenizer)
-    plain = copy.deepcopy(policy.model)
-    add_adapter(policy.model, LoraConfig(r=2, dtype="float32"))
+    plain = load_policy(str(pair[0]), processor.tokenizer).model
+    policy = load_policy(str(pair[0]), processor.tokenizer, held=held)
+    add_adapter(policy.model, LoraConfig(r=2, dtype="float32", target_modules=["q_proj", "down_proj"]))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
@@ -195,13 +195,14 @@ def test_weights_of_lora_are_merged_and_the_student_stays(pair, processor):
     tensors = dict(whole_weights(policy.model, torch.float32))
     after = dict(policy.model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert tensors.keys() == dict(plain.named_parameters()).keys()
+    expected = {name: parameter.shape for name, parameter in plain.named_parameters()}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == expected
     row = {"input_ids": torch.arange(30, 60)[None]}
     with torch.no_grad():
         theirs, base = policy.model.eval()(**row).logits, plain(**row).logits
         plain.load_state_dict(tensors, strict=False)
         ours = plain(**row).logits
-    assert torch.allclose(ours, theirs, atol=1e-4) and not torch.allclose(base, theirs, atol=1e-2)
+    assert (ours - theirs).abs().mean() < near < 0.1 < (base - theirs).abs().mean()
 
 
 def test_zero3_is_refused(pair, processor):

@@ -129,7 +129,7 @@ def test_an_old_prefix_is_found(server, policy, processor, groups, tmp_path, mon
     old, _ = tell(f"{dtype}, old prefix", differences(policy, processor, groups[-1:], sampler(groups[-1:], 1), dtype))
     monkeypatch.undo()
     new, _ = tell(f"{dtype}, emptied", differences(policy, processor, groups[-1:], sampler(groups[-1:], 2), dtype))
-    assert new < DTYPES[dtype][0] < 0.03 < old
+    assert new < DTYPES[dtype][0] and old > 0.5
 
 
 def test_what_is_sampled_from_is_what_is_compared(server, policy, processor, groups, tmp_path):
@@ -178,7 +178,7 @@ def trained(path, tmp_path):
 
     done = subprocess.run(
         [sys.executable, "-m", "vlm_dopd", "train", str(path)],
-        cwd=tiny.ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False,
+        cwd=tiny.ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

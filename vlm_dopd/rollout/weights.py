@@ -29,17 +29,18 @@ def whole_weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
             raise TrainingError("rollout.engine=vllm: expected weights that can be read, ZeRO-3 keeps them; take FSDP2")
         module, _, leaf = name.rpartition(".")
         weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if not weight.is_floating_point():  # QLoRA
+            weight = _spelt_out(model.get_submodule(module))
         if module in adapted and leaf == "weight":
-            weight = _merged(adapted[module], weight)
+            pairs = adapted[module]
+            weight = weight.float() + sum(pairs.get_delta_weight(a).float() for a in pairs.active_adapters)
         yield name.replace(".base_layer.", "."), weight.to("cpu", dtype).contiguous()
 
 
-def _merged(layer: Any, weight: Tensor) -> Tensor:
-    if not weight.is_floating_point():  # QLoRA
-        from peft.utils.integrations import dequantize_module_weight
+def _spelt_out(layer: Any) -> Tensor:
+    from peft.utils.integrations import dequantize_module_weight
 
-        weight = dequantize_module_weight(layer.get_base_layer())
-    return weight.float() + sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
+    return dequantize_module_weight(layer)
 
 
 def write_weights(model: Any, folder: Path, dtype: torch.dtype, write: bool) -> None:
