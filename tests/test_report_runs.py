@@ -32,8 +32,9 @@ def logged(folder, name="plain", lines=8, lr=1.0, **more):
     (run / "config.yaml").write_text(CONFIG.format(lr=lr, name=name))
     rows = []
     for step in range(5, 5 * lines + 1, 5):
-        rows.append({"step": step, "loss": 1 / step, "time/step": 2.0, "rollout/tokens": 100.0, "memory/peak_gib": 0.1 * step}
-                    | {"time/tokens_per_s": 50.0, "time/rollout": 1.0, "share/HT": 0.1, "share/HS": 0.2, "share/LH": 0.7} | more)  # fmt: skip
+        line = {"step": step, "loss": 1 / step, "rollout/tokens": 100.0, "memory/peak_gib": 0.1 * step}
+        line |= {"time/step": 2.0, "time/tokens_per_s": 50.0, "time/rollout": 1.0}
+        rows.append(line | {"share/HT": 0.1, "share/HS": 0.2, "share/LH": 0.7} | more)
         if step % 20 == 0:
             rows.append({"step": step, "eval/accuracy": step / 100, "eval/low": step / 100 - 0.1, "eval/high": 0.9})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
