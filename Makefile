@@ -7,13 +7,18 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
 
-.PHONY: demo test test-vllm lint assets bench clean
+.PHONY: demo test test-vllm test-browser lint assets bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vlm-dopd demo $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# The pages in headless Chromium; Debian's is installed if there is none.
+test-browser: $(VENV)/installed-browser
+	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
+	$(BIN)/python -m pytest tests/test_pages_browser.py $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -49,6 +54,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@ $(VENV)/installed
+
+$(VENV)/installed-browser: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,browser]"
+	touch $@ $(VENV)/installed $(VENV)/installed-test
 
 $(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[test,bench]"

@@ -49,7 +49,7 @@ SERIOUS = ("serious", "critical")
 def rows(tmp_path_factory) -> Path:
     """Held-out and training rows of the bundled scenes with a planted text in every field, file names included."""
     folder = tmp_path_factory.mktemp("rows")
-    data = SampleDataset(tiny.SCENES, limit=8)
+    data = SampleDataset(tiny.SCENES, limit=20)
     lines = []
     for index, planted in zip(range(len(data)), cycle(PLANTED), strict=False):
         sample = data[index]
@@ -58,11 +58,12 @@ def rows(tmp_path_factory) -> Path:
         record = json.loads(sample.privileged.to_json()) | {"sample_id": f"s{index} {planted}"}
         record.pop("images", None)
         record["regions"][0]["label"] += f" {planted}"
+        clear = index >= 8  # questions that the models can answer, so that some flip
         lines.append(
             {
                 "id": f"s{index} {planted}",
-                "question": f"{sample.question} {planted}",
-                "answer": f"{sample.answer} {planted}" if index % 2 else sample.answer,
+                "question": sample.question if clear else f"{sample.question} {planted}",
+                "answer": sample.answer if clear else f"{sample.answer} {planted}",
                 "image": name,
                 "kind": planted,
                 "privileged": json.dumps(record),
@@ -107,7 +108,8 @@ def pages(rows, runs, tmp_path_factory) -> dict[str, Path]:
         preview(held_out[index], get_builder("crops"), {"student": encoder, "teacher": encoder}, 4096)
         for index in range(len(held_out))
     ]
-    write_comparison(run / "evals/before.jsonl", run / "evals/after.jsonl", run / "evals/teacher.jsonl", rows, out)
+    # The teacher in place of the student after so few steps: some answers flip.
+    write_comparison(run / "evals/before.jsonl", run / "evals/teacher.jsonl", None, rows, out)
     return {
         "run": run / "report.html",
         "other run": other / "report.html",
@@ -146,7 +148,7 @@ def visit(browser):
         page.on("request", asked)
         page.goto(path.as_uri())
         if "tokens" in path.name:
-            page.wait_for_function("performance.getEntriesByName('ready').length", timeout=60_000)
+            page.locator("#list .response .tok").first.wait_for(timeout=60_000)
         return page
 
     yield opened
@@ -161,6 +163,8 @@ NAMES = ("run", "other run", "tokens", "other tokens", "preview", "compare")
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_planted_runs(pages, visit, name):
     page = visit(pages[name])
+    if "tokens" in name:
+        page.locator("#all").check()
     for summary in page.locator("summary").all():
         summary.click(timeout=20_000)
     page.mouse.move(400, 400)
@@ -178,9 +182,8 @@ def test_nothing_planted_runs(pages, visit, name):
     scripts = 2 if "tokens" in name else 0
     assert counts == {"handlers": 0, "strange": 0, "scripts": scripts, "styles": 1, "away": []}
     assert page.evaluate("getComputedStyle(document.body).display") != "none"
-    shown = page.evaluate("document.body.innerText")
-    assert "onerror=" in shown and "\u202e" not in shown.replace("\\u202e", "")
-    assert "7*7" in shown and "49" not in shown.split("7*7")[0][-3:]
+    shown = page.evaluate("document.querySelector('main').textContent")
+    assert "window.ran=1" in shown and not set("\u202e\u2066\u200f") & set(shown)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -299,13 +302,13 @@ def test_steps_search_sort_and_filter(pages, visit, runs):
     page.locator("#all").check()
     assert page.locator(".response").count() == len(rows)
     page.locator("#sort").select_option("mean")
-    heads = page.locator(".response > p:first-child").all_inner_texts()
+    heads = page.locator(".response > p:first-child").all_text_contents()
     means = [float(head.split("mean gap ")[1].split()[0]) for head in heads]
     assert means == sorted(means, reverse=True)
     page.locator("#search").fill("ONERROR")
-    page.wait_for_function(f"document.querySelectorAll('.response').length < {len(rows)}")
     wanted = sum("onerror" in f"{row['question']}{row['answer']}{row['sample']}".lower() for row in rows)
-    assert page.locator(".response").count() == wanted > 0
+    assert wanted > 0
+    sync_api.expect(page.locator(".response")).to_have_count(wanted)
     page.locator("#search").fill("")
     for box in page.locator(".keys input").all()[1:]:
         box.uncheck()

@@ -99,6 +99,7 @@ function fill(element) {
     span.className = `tok k${kind} s-${data.legend[kind].style}`;
     span.id = `t${number}-${place}`;
     span.setAttribute("role", "option");
+    if (!text.trim()) span.setAttribute("aria-label", text ? "white space" : "a part of the next character");
     span.textContent = text === "" ? "▫" : text.replaceAll("\n", "↵\n");
     return span;
   });
@@ -268,5 +269,4 @@ unpack().then((unpacked) => {
     return counts;
   });
   refresh();
-  performance.mark("ready");
 });
