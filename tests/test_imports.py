@@ -72,8 +72,8 @@ ARROWS = {
     "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data "
     "errors evaluation health lora methods preflight rewards roles rollout served trainer window wiring token_files "
     "token_samples engines reporting",
-    "preflight": "torch transformers PIL rich privileged chunked_loss collate completions config data errors health "
-    "lora methods packing plan rewards roles rollout scoring served trainer window wiring",
+    "preflight": "torch transformers safetensors PIL rich privileged collate completions config data errors health "
+    "lora chunked_loss methods packing plan rewards roles rollout scoring served trainer window wiring",
     "demo": "evals privileged config data errors evaluation report roles run",
     "study": "torch transformers numpy matplotlib jinja2 markupsafe rich evals privileged callbacks config data errors "
     "evaluation report roles run",

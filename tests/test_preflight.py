@@ -5,11 +5,14 @@ that are spoiled the way they are in the field. `test_preflight_ladder.py` has t
 """
 
 import json
+import shutil
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from privileged import build_views
 from tests import tiny
@@ -144,6 +147,29 @@ def test_patches_that_the_tower_does_not_take(tmp_path):
 
     words = [spoiled(tmp_path, who, "processor_config.json", merge) for who in ("student", "teacher")]
     assert "image geometry" in failing(config(tmp_path, *words))
+
+
+@pytest.mark.parametrize("part", ["visual", "layers.1.mlp.down_proj"])
+def test_a_checkpoint_without_a_part(tmp_path, part):
+    """transformers would fill it with random numbers and go on: the model is blind, or worse."""
+    shutil.copytree(tiny.ASSETS / "student", tmp_path / "student")
+    file = tmp_path / "student" / "model.safetensors"
+    whole = load_file(file)
+    save_file({name: tensor for name, tensor in whole.items() if part not in name}, file, {"format": "pt"})
+    word = f"model.student={tmp_path / 'student'}"
+    assert failing(config(tmp_path, word)) == {"weights"}
+    told = "nothing called visual" in found("weights", wiring(tmp_path, word)).figure
+    assert told == (part == "visual")
+
+
+def test_a_checkpoint_in_shards(tmp_path):
+    AutoModelForImageTextToText.from_pretrained(tiny.ASSETS / "student").save_pretrained(
+        tmp_path / "student", max_shard_size="1MB"
+    )
+    tiny.processor().save_pretrained(tmp_path / "student")
+    given = wiring(tmp_path, f"model.student={tmp_path / 'student'}")
+    assert len(list((tmp_path / "student").glob("*.safetensors"))) > 1
+    assert found("weights", given) == found("weights", wiring(tmp_path))
 
 
 # Prompts
@@ -314,7 +340,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_a_full_disk(tmp_path, monkeypatch):
     given = wiring(tmp_path, "train.save_total_limit=3", "train.save_steps=10")
-    parameters, trained = given.shape.parameters, given.shape.text.parameters
+    tensors = given.tensors["student"]
+    parameters = sum(tensors.values())
+    trained = sum(count for name, count in tensors.items() if "visual" not in name)
     one, student = 4 * parameters + 8 * trained, 4 * parameters
 
     def free(size):

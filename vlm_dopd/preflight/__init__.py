@@ -4,6 +4,7 @@ A ladder of checks, each a function with a name that returns what it found, what
 ones read files, and begin every run; the others need the pair in memory and ask the objects that training will use.
 
     tokens         one language for teacher, student and processors
+    weights        all of each model is in its checkpoint   (headers)
     prompts        plain and privileged prompts of some rows
     surroundings   leaks, packages, disk
     trial          the trainer, and a micro-batch with responses: what the checks below look at

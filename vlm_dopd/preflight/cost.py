@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from ..errors import ConfigError
 from ..plan.job import Job, job_of
 from ..plan.memory import memory
 from ..plan.suggest import ROOM
@@ -17,13 +18,14 @@ GIB = 2**30
 def fits(trial: Trial) -> Finding:
     """What was measured, and what the plan's formulas add for full-length prompts and responses and the optimizer."""
     measured = trial.measured
-    small, full = _jobs(trial)
+    figure = f"{_gib(measured.peak)} on {measured.prompts} prompts, responses of up to {measured.longest} tokens"
+    try:
+        small, full = _jobs(trial)
+    except ConfigError as error:  # of a family whose sizes the plan does not know
+        return judged(f"{figure}; {error}", "less than there is", fail=measured.peak > measured.room)
     planned, at_most = _peak(small, optimizer=False), _peak(full)
     expected = measured.peak + max(at_most - planned, 0.0)
-    figure = (
-        f"{_gib(measured.peak)} on a micro-batch of {measured.prompts} prompts, responses of up to {measured.longest} "
-        f"tokens (planned {_gib(planned)}); {_gib(expected)} with responses of {full.max_new_tokens} and the optimizer"
-    )
+    figure += f" (planned {_gib(planned)}); {_gib(expected)} with responses of {full.max_new_tokens} and the optimizer"
     limit = f"at most {ROOM:.0%} of the {_gib(measured.room)} that there are, on one process"
     fix = "`vlm-dopd plan` finds settings that fit and keep the batch"
     return judged(figure, limit, fail=expected > measured.room, warn=expected > ROOM * measured.room, fix=fix)

@@ -20,14 +20,14 @@ from ..errors import ConfigError, TrainingError
 from ..roles import Policy
 from ..scoring import ServedPolicy
 from ..trainer import DopdTrainer
-from . import answers, cost, prompts, scores, sight, surroundings, tokens
+from . import answers, cost, prompts, scores, sight, surroundings, tokens, weights
 from .finding import Check, Finding, Rung, judged, skipped
 from .trial import Trial
 from .wiring import Wiring
 
 logger = logging.getLogger(__name__)
 
-CHEAP: tuple[Check, ...] = (*tokens.CHECKS, *prompts.CHECKS, *surroundings.CHECKS)
+CHEAP: tuple[Check, ...] = (*tokens.CHECKS, *weights.CHECKS, *prompts.CHECKS, *surroundings.CHECKS)
 MODEL: tuple[Check, ...] = (*sight.CHECKS, *scores.CHECKS, *answers.CHECKS, *cost.CHECKS)
 
 

@@ -118,14 +118,15 @@ def output_folder(wiring: Wiring) -> Finding:
         fix = "choose another output_dir"
         return judged(f"{existing}: {error.strerror}", "a folder to write to", fail=True, fix=fix)
     one, many = _checkpoints(wiring)
+    student = 4 * sum(wiring.tensors["student"].values())
     free = shutil.disk_usage(existing).free
     figure = f"{free / GIB:.1f} GiB free; a checkpoint has {one / GIB:.2g} GiB, {many} at one time and the student"
-    needed = (many * one + 4 * wiring.shape.parameters) / GIB
+    needed = (many * one + student) / GIB
     fix = "choose another output_dir, lower train.save_total_limit, or raise train.save_steps"
     return judged(
         figure,
         f"{needed:.2g} GiB free",
-        fail=free < one + 4 * wiring.shape.parameters,
+        fail=free < min(many, 1) * one + student,
         warn=free < needed * GIB,
         fix=fix,
     )
@@ -133,19 +134,22 @@ def output_folder(wiring: Wiring) -> Finding:
 
 def _checkpoints(wiring: Wiring) -> tuple[float, int]:
     """Bytes of one: weights, AdamW's two states and moving copies in float32; and how many lie there at one time."""
-    train, shape = wiring.config.train, wiring.shape
-    lora = wiring.config.model.lora
-    trained = shape.text.parameters if wiring.config.model.freeze_vision else shape.parameters
-    trained = shape.text.lora_parameters(lora.r) if lora else trained
+    train, tensors, lora = wiring.config.train, wiring.tensors["student"], wiring.config.model.lora
+    total = sum(tensors.values())
+    trained = total
+    if lora:  # both sides of every matrix, as if all had adapters and were as wide as high
+        trained = round(sum(2 * lora.r * count**0.5 for name, count in tensors.items() if "visual" not in name))
+    elif wiring.config.model.freeze_vision:
+        trained = sum(count for name, count in tensors.items() if "visual" not in name)
     moving = {role.weights for role in wiring.method.roles} & {"ema", "snapshot"}
-    size = 4.0 * (trained if lora else shape.parameters) + (8 + 4 * len(moving)) * trained
+    size = 4.0 * (trained if lora else total) + (8 + 4 * len(moving)) * trained
     if str(train.get("save_strategy", "steps")) == "no":
         return size, 0
     steps, every = train.get("max_steps", -1), train.get("save_steps", 500)
     whole = isinstance(every, int) and isinstance(steps, int) and steps > 0 and every > 0
-    total = -(-steps // every) if whole else 3
+    count = -(-steps // every) if whole else 3
     limit = train.get("save_total_limit")
-    return size, min(total, limit + 1 if limit else total)  # a new one is written before the oldest goes
+    return size, min(count, limit + 1 if limit else count)  # a new one is written before the oldest goes
 
 
 def _list(value: Any) -> list[str]:

@@ -22,10 +22,10 @@ from ..config import RunConfig
 from ..data import SampleDataset
 from ..lora import base_of
 from ..methods import Method
-from ..plan.shapes import Shape, find_shape
 from ..roles import load_processor, tokenizer_of
 from ..served import is_address
 from ..wiring import builder_of, collator_of, training_data
+from .headers import sizes
 
 ROWS = 16
 """Rows that are looked at, spread over the file."""
@@ -84,9 +84,10 @@ class Wiring:
         return found
 
     @cached_property
-    def shape(self) -> Shape:
-        """The student's sizes."""
-        return find_shape(self.config.model.student, self.config.model.allow_download)
+    def tensors(self) -> dict[str, dict[str, int]]:
+        """Numbers of every tensor of each checkpoint."""
+        download = self.config.model.allow_download
+        return {role: sizes(base_of(path) or path, download) for role, path in self.paths.items()}
 
     @cached_property
     def dataset(self) -> SampleDataset:
