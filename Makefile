@@ -6,13 +6,18 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
 
-.PHONY: demo test lint assets bench clean
+.PHONY: demo test test-deepspeed lint assets bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vlm-dopd demo $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# ZeRO-2 of two CPU processes. DeepSpeed compiles an operator at its first start: minutes, with a C++ compiler.
+test-deepspeed: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet deepspeed "setuptools<81"
+	$(BIN)/python -m pytest --numprocesses 0 tests/test_deepspeed.py $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

@@ -24,8 +24,13 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.test_recipes import environment
 from tests.test_trainer import finished, largest_difference, settings
+from vlm_dopd import run
 from vlm_dopd.callbacks import read_metrics
+from vlm_dopd.chunked_loss import Term
+from vlm_dopd.divergences import Divergence
+from vlm_dopd.errors import ConfigError
 from vlm_dopd.sharding import sum_in_float32
+from vlm_dopd.window import TrainingBatch, filled
 
 ROWS = 8
 SEVERAL = {"train.max_steps": 3, "train.learning_rate": 0.3, "train.max_grad_norm": 1.0}
@@ -167,6 +172,21 @@ def test_bfloat16_keeps_weights_in_float32_and_the_direction(pair, single, launc
     assert {weight.dtype for weight in after.values()} == {torch.float32}
     ours, theirs = (torch.cat([(w[n] - start[n]).flatten() for n in start]) for w in (after, single["uneven"][0]))
     assert 0.8 < torch.cosine_similarity(ours, theirs, dim=0) < 1
+
+
+def test_filled_passes_have_no_weight():
+    """DeepSpeed's ranks meet in every pass: the last one is done again, and nothing of it counts."""
+    given = TrainingBatch(None, (Term(Divergence(k=3), torch.tensor([1.0, -2.0]), None),), ("a",))
+    passes = filled((given, given), 4)
+    assert passes[:2] == (given, given) and len(passes) == 4
+    assert all(not batch.terms[0].weight_N.any() and batch.names == ("a",) for batch in passes[2:])
+    assert filled((given,), 1) == (given,)
+
+
+def test_zero3_is_refused_before_a_model_is_loaded(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ConfigError, match=r"DeepSpeed ZeRO-3: .*fsdp2\.yaml"):
+        run.build_trainer(settings(pair, tmp_path))
 
 
 def test_gradients_are_summed_in_float32():
