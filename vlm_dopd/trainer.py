@@ -73,11 +73,11 @@ class DopdTrainer(StudentUploads):
         window: Window = self.window_builder.build(batches, self.state.global_step, progress)
         for name, value in window.figures.items():
             self._add(name, value, 1)
-        batches = window.batches
+        windowed = window.batches
         if self.is_deepspeed_enabled:  # its ranks meet in every pass
-            counts = gather_object([len(passes) for passes in batches])
-            batches = tuple(filled(passes, max(own)) for passes, *own in zip(batches, *counts, strict=True))
-        return [{"passes": passes} for passes in batches], window.denominator
+            counts = gather_object([len(passes) for passes in windowed])
+            windowed = tuple(filled(passes, max(own)) for passes, *own in zip(windowed, *counts, strict=True))
+        return [{"passes": passes} for passes in windowed], window.denominator
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
