@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
 
-.PHONY: demo test test-vllm test-browser lint assets bench clean
+.PHONY: demo test test-vllm test-browser test-deepspeed lint assets bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vlm-dopd demo $(ARGS)
@@ -19,6 +19,11 @@ test: lint
 test-browser: $(VENV)/installed-browser
 	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
 	$(BIN)/python -m pytest tests/test_pages_browser.py $(ARGS)
+
+# ZeRO-2 of two CPU processes. DeepSpeed compiles an operator at its first start: minutes, with a C++ compiler.
+test-deepspeed: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet deepspeed "setuptools<81"
+	$(BIN)/python -m pytest --numprocesses 0 tests/test_deepspeed.py $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

@@ -26,14 +26,16 @@ from vlm_dopd import run
 from vlm_dopd.config import load_config
 from vlm_dopd.trainer import DopdTrainer
 
+FILES = {"fsdp": "fsdp2", "zero": "zero2"}
+"""The shipped accelerate files of the engines but DDP."""
 PREPARE = PartialState._prepare_backend
 STEP = DopdTrainer.training_step
 SAVE = DopdTrainer._save_rng_state
 
 
 def pretend_gpus(yes: bool) -> None:
-    """accelerate takes FSDP2 for GPUs only. Told that these processes have one each, it wraps, shards and reduces as
-    it would there; every collective is real, over gloo."""
+    """accelerate takes FSDP2 and DeepSpeed for GPUs only. Told that these processes have one each, it wraps, shards and
+    reduces as it would there; every collective is real, over gloo."""
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     PartialState._prepare_backend = PREPARE
     if yes:
@@ -62,11 +64,12 @@ def train(engine: str, path: str) -> None:
     GradientState._reset_state()
     before = dict(os.environ)
     config = load_config(path)
-    pretend_gpus(engine == "fsdp")
-    if engine == "fsdp":
-        with environment("fsdp2"):  # the shipped file, as `accelerate launch` reads it
+    pretend_gpus(engine != "ddp")
+    if engine != "ddp":
+        with environment(FILES[engine]):  # as `accelerate launch` reads it
             shipped = {key: value for key, value in os.environ.items() if key not in before}
-        os.environ.update({key: value for key, value in shipped.items() if "FSDP" in key})
+        os.environ.update({key: value for key, value in shipped.items() if "FSDP" in key or "DEEPSPEED" in key})
+        os.environ["ACCELERATE_GRADIENT_CLIPPING"] = "1.0"
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if config.train.get("bf16") else "no"
     run.train(config)
     for key in set(os.environ) - set(before):
@@ -76,7 +79,7 @@ def train(engine: str, path: str) -> None:
 def main(jobs: list[str]) -> None:
     torch.set_num_threads(1)
     DopdTrainer.training_step, DopdTrainer._save_rng_state = noted_step, fatal_save
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
     for job in jobs:
         train(*job.split(":", 1))
     torch.distributed.destroy_process_group()

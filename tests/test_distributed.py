@@ -12,16 +12,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.test_recipes import environment
 from tests.test_trainer import finished, largest_difference, settings
+from vlm_dopd import run
 from vlm_dopd.callbacks import read_metrics
+from vlm_dopd.chunked_loss import Term
+from vlm_dopd.divergences import Divergence
+from vlm_dopd.errors import ConfigError
+from vlm_dopd.sharding import sum_in_float32
+from vlm_dopd.window import TrainingBatch, filled
 
 ROWS = 8
 SEVERAL = {"train.max_steps": 3, "train.learning_rate": 0.3, "train.max_grad_norm": 1.0}
@@ -36,12 +45,14 @@ CASES = {
         "data.max_pass_tokens": 150,
         **SEVERAL,
     },
+    "bf16": {"data.max_pass_tokens": 150, "train.bf16": True},
     "odd": {"train.max_steps": -1, "train.num_train_epochs": 1, "train.learning_rate": 0.0},
 }
-"""One process trains on all rows at once, but in the last case, where no layout of several does the same."""
+"""One process trains on all rows at once, but in the last two cases: no other layout does the same steps to 1e-5."""
+EQUAL = ("uneven", "tower", "copies")
 OF_RANKS = {2: tuple(CASES), 4: ("uneven", "copies")}
 LAYOUTS = [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]
-PLACES = [(*layout, case) for layout in LAYOUTS for case in OF_RANKS[layout[0]] if case != "odd"]
+PLACES = [(*layout, case) for layout in LAYOUTS for case in EQUAL if case in OF_RANKS[layout[0]]]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +74,10 @@ def written(pair, folder: Path, data: Path, case: str, ranks: int, engine: str) 
     accumulation = 2 if ranks == 2 and case != "odd" else 1
     layout = {
         "data.train": str(data),
+        "preflight": False,
         "train.per_device_train_batch_size": own // accumulation,
         "train.gradient_accumulation_steps": accumulation,
-        "train.use_cpu": engine == "ddp",
+        "train.use_cpu": engine == "ddp" or "train.bf16" in CASES[case],  # Trainer asks where bfloat16 would be
     }
     settings(pair, folder, **{**layout, **CASES[case]})
     return folder / "config.yaml"
@@ -76,22 +88,21 @@ def single(pair, tmp_path_factory, data):
     """One process: by case its weights and its log."""
     root = tmp_path_factory.mktemp("single")
     found = {}
-    for case, changes in CASES.items():
-        if case != "odd":
-            layout = {"data.train": str(data), "train.per_device_train_batch_size": ROWS}
-            weights = finished(settings(pair, root / case, **{**layout, **changes}))
-            found[case] = weights, read_metrics(root / case / "run" / "metrics.jsonl")
+    for case in EQUAL:
+        layout = {"data.train": str(data), "preflight": False, "train.per_device_train_batch_size": ROWS}
+        weights = finished(settings(pair, root / case, **{**layout, **CASES[case]}))
+        found[case] = weights, read_metrics(root / case / "run" / "metrics.jsonl")
     return found
 
 
 @pytest.fixture(scope="module")
 def launched(pair, tmp_path_factory, data):
     """By number of ranks the folder in which one launch ran every case under both engines."""
-    done: dict[int, Path] = {}
+    done: dict[int, tuple[Path, subprocess.CompletedProcess]] = {}
 
     def launch(ranks: int) -> Path:
         if ranks not in done:
-            done[ranks] = root = tmp_path_factory.mktemp(f"ranks{ranks}")
+            root = tmp_path_factory.mktemp(f"ranks{ranks}")
             jobs = [
                 f"{engine}:{written(pair, root / engine / case, data, case, ranks, engine)}"
                 for engine in ("ddp", "fsdp")
@@ -108,8 +119,10 @@ def launched(pair, tmp_path_factory, data):
                 timeout=300,
                 check=False,
             )
-            assert process.returncode == 0, process.stderr[-3000:]
-        return done[ranks]
+            done[ranks] = root, process
+        root, process = done[ranks]
+        assert process.returncode == 0, process.stderr[-3000:]
+        return root
 
     return launch
 
@@ -136,9 +149,7 @@ def passes(folder: Path, ranks: int) -> list[list[dict]]:
 @pytest.mark.parametrize(("ranks", "engine"), LAYOUTS)
 def test_the_cases_are_as_uneven_as_they_are_meant(launched, ranks, engine):
     """Some micro-batch has more passes on one rank than on another, and images on one rank alone."""
-    for case in OF_RANKS[ranks]:
-        if case == "odd":
-            continue
+    for case in set(EQUAL) & set(OF_RANKS[ranks]):
         by_rank = passes(launched(ranks) / engine / case / "run", ranks)
         assert any(len({len(line["tokens"]) for line in lines}) > 1 for lines in zip(*by_rank, strict=True))
         assert any(len({sum(line["images"]) > 0 for line in lines}) > 1 for lines in zip(*by_rank, strict=True))
@@ -151,6 +162,43 @@ def test_rows_that_do_not_divide_by_ranks(launched, engine):
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     assert [(line["step"], line["rollout/sequences"]) for line in lines] == [(1, 12.0), (2, 12.0)]
     assert [len(given) for given in passes(folder, 2)] == [2, 2]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_bfloat16_keeps_weights_in_float32_and_the_direction(pair, single, launched, engine):
+    """FSDP2 gathers bfloat16 and sums gradients in float32; some sampled tokens are others, so it is another step."""
+    after = load_file(launched(2) / engine / "bf16" / "run" / "model.safetensors")
+    start = load_file(pair[0] / "model.safetensors")
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    ours, theirs = (torch.cat([(w[n] - start[n]).flatten() for n in start]) for w in (after, single["uneven"][0]))
+    assert 0.8 < torch.cosine_similarity(ours, theirs, dim=0) < 1
+
+
+def test_filled_passes_have_no_weight():
+    """DeepSpeed's ranks meet in every pass: the last one is done again, and nothing of it counts."""
+    given = TrainingBatch(None, (Term(Divergence(k=3), torch.tensor([1.0, -2.0]), None),), ("a",))
+    passes = filled((given, given), 4)
+    assert passes[:2] == (given, given) and len(passes) == 4
+    assert all(not batch.terms[0].weight_N.any() and batch.names == ("a",) for batch in passes[2:])
+    assert filled((given,), 1) == (given,)
+
+
+def test_zero3_is_refused_before_a_model_is_loaded(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ConfigError, match=r"DeepSpeed ZeRO-3: .*fsdp2\.yaml"):
+        run.build_trainer(settings(pair, tmp_path))
+
+
+def test_gradients_are_summed_in_float32():
+    """accelerate's own policy for a bfloat16 run would sum them in bfloat16."""
+    with environment("fsdp2"):
+        plugin = FullyShardedDataParallelPlugin()
+    plugin.set_mixed_precision("bf16")
+    assert plugin.mixed_precision_policy.reduce_dtype == torch.bfloat16
+    sum_in_float32(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+    sum_in_float32(SimpleNamespace(state=SimpleNamespace()))  # DDP has no such plugin
 
 
 def test_the_run_folder_is_a_plain_checkpoint(pair, launched):

@@ -30,6 +30,7 @@ METHOD = {
     "method.ema_rate": 0.5,
     "method.threshold_rate": 0.1,
     "data.max_pass_tokens": 150,
+    "preflight": False,
 }
 OWN = {"ddp": {}, "fsdp": {"model.teacher_load": "sharded", "train.use_cpu": False}}
 ENGINES = list(OWN)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from privileged import get_builder
 
@@ -96,6 +97,11 @@ def train(config: RunConfig) -> Path:
 def build_trainer(config: RunConfig) -> DopdTrainer:
     """Load the pair and the data, check that they fit, and connect them. Raises ConfigError or DataError."""
     args = config.build_training_arguments()
+    if is_deepspeed_zero3_enabled():  # would cut every model as it is loaded, the teacher's LM head too
+        raise ConfigError(
+            "DeepSpeed ZeRO-3: expected a student whose weights are whole while it answers; take FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml) with model.teacher_load=sharded, or ZeRO-2"
+        )
     run = Path(config.output_dir)
     run.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)

@@ -27,9 +27,9 @@ from .hub import StudentUploads
 from .lora import has_adapter, load_adapter
 from .roles import Policy
 from .scoring import student_hidden
-from .sharding import backward_pass, gather
+from .sharding import backward_pass, gather, sum_in_float32
 from .token_samples import TokenSamples
-from .window import TrainingBatch, Window, WindowBuilder, gather_object
+from .window import TrainingBatch, Window, WindowBuilder, filled, gather_object
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class DopdTrainer(StudentUploads):
         self.samples = samples
         if samples is not None:
             self.add_callback(samples)
+        sum_in_float32(self.accelerator)
         self.window_builder = build_window(self.accelerator)
         self._sums: dict[str, tuple[float, float]] = {}
 
@@ -75,7 +76,11 @@ class DopdTrainer(StudentUploads):
         window: Window = self.window_builder.build(batches, self.state.global_step, progress)
         for name, value in window.figures.items():
             self._add(name, value, 1)
-        return [{"passes": passes} for passes in window.batches], window.denominator
+        windowed = window.batches
+        if self.is_deepspeed_enabled:  # its ranks meet in every pass
+            counts = gather_object([len(passes) for passes in windowed])
+            windowed = tuple(filled(passes, max(own)) for passes, *own in zip(windowed, *counts, strict=True))
+        return [{"passes": passes} for passes in windowed], window.denominator
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

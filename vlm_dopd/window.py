@@ -329,6 +329,12 @@ def _at(scored: Scored, place_N: Tensor, temperature: float) -> Scored:
     return Scored(scored.hidden_NH[place_N], head, scored.logp_N[place_N], scored.entropy_N[place_N])
 
 
+def filled(passes: tuple[TrainingBatch, ...], count: int) -> tuple[TrainingBatch, ...]:
+    """`count` passes: these, and the last one again without weight."""
+    idle = replace(passes[-1], terms=tuple(replace(t, weight_N=torch.zeros_like(t.weight_N)) for t in passes[-1].terms))
+    return (*passes, *[idle] * (count - len(passes)))
+
+
 def gather_object(value: Any) -> list[Any]:
     """One value a rank, in rank order, on every rank. Objects, because ranks hold different numbers of tokens."""
     if not torch.distributed.is_initialized():
