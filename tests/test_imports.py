@@ -70,9 +70,10 @@ ARROWS = {
     "benchmarks": "evals privileged config errors evaluation roles",
     "comparing": "PIL evals privileged data evaluation",
     "wiring": "privileged collate completions config data methods",
-    "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data "
-    "errors evaluation health lora methods preflight rewards roles rollout served trainer window wiring token_files "
-    "token_samples engines reporting",
+    "pair": "config errors lora roles served",
+    "run": "transformers privileged __init__ benchmarks callbacks collate completions config copies data engines "
+    "errors evaluation health methods pair preflight reporting rewards roles rollout sharding token_files "
+    "token_samples trainer window wiring",
     "preflight": "torch transformers safetensors PIL rich privileged collate completions config data errors health "
     "lora chunked_loss methods packing plan rewards roles rollout scoring served trainer window wiring",
     "demo": "evals privileged config data errors evaluation report roles run",

@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,23 +40,12 @@ from .data import SampleDataset
 from .engines import engine_of, watching
 from .errors import ConfigError
 from .evaluation import OpenModel, headline, items
-from .lora import add_adapter
 from .methods import STUDENT_PRIVILEGED, Method
+from .pair import load_pair
 from .reporting import RunPage
-from .roles import (
-    Policy,
-    banned_ids,
-    check_pair,
-    eos_ids,
-    freeze_vision,
-    load_policy,
-    load_processor,
-    tokenizer_of,
-    with_merged_stops,
-)
+from .roles import banned_ids, eos_ids, load_processor, tokenizer_of, with_merged_stops
 from .rollout import Engine
 from .rollout.hf import HFRollout
-from .served import is_address, is_url, topk
 from .sharding import shard
 from .token_files import TokenFiles
 from .token_samples import TokenSamples
@@ -106,7 +94,7 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     run.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     processor = load_processor(config.model.student, config.model.allow_download)
-    student, frozen = _load_policies(config, processor, args.device)
+    student, frozen = load_pair(config, processor, args.device)
     method, tokenizer = config.build_method(), tokenizer_of(processor)
     if method.merge_stops:
         frozen = with_merged_stops({"student": student, **frozen}, tokenizer)
@@ -152,50 +140,6 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     )
 
 
-def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Policy, dict[str, Any]]:
-    """The student, and by role the models that never change."""
-    names = {"teacher": config.model.teacher, "teacher_base": config.model.teacher_base}
-    wanted = {role: path for role, path in names.items() if path is not None and not is_address(path)}
-    load = partial(load_policy, allow_download=config.model.allow_download, attention=config.model.attention)
-    for path in wanted.values():
-        check_pair(processor, load_processor(path, config.model.allow_download))
-    tokenizer = tokenizer_of(processor)
-    lora = config.model.lora
-    if lora is None:
-        student = load(config.model.student, tokenizer)
-    elif lora.quantize is None:
-        student = load(config.model.student, tokenizer, lora.dtype)
-    else:
-        student = load(config.model.student, tokenizer, lora.dtype, held=lora.quantize, device=device)
-    if lora:
-        logger.info("LoRA: %d parameters are trained, all others frozen", add_adapter(student.model, lora))
-    elif config.model.freeze_vision:
-        logger.info("vision tower frozen: %d parameters", freeze_vision(student.model))
-    kept = {"dtype": config.model.teacher_dtype, "held": config.model.teacher_load, "device": device}
-    frozen = {role: load(path, tokenizer, **kept) for role, path in wanted.items()}
-    for policy in frozen.values():
-        policy.model.requires_grad_(False).eval()
-    if "teacher" in frozen:
-        logger.info("attention of scoring and training passes: %s", _attention(config, frozen["teacher"]))
-    served = {role: name for role, name in names.items() if name is not None and is_address(name)}
-    return student, frozen | _connect(served, config, processor, device)
-
-
-def _connect(served: dict[str, str], config: RunConfig, processor: Any, device: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    as_set = {"dtype": config.model.teacher_dtype, "load": config.model.teacher_load}
-    for role, name in served.items():
-        if is_url(name):
-            found[role] = topk.connect(name, config.model.teacher_top_k or 0, processor, device, f"model.{role}")
-            continue
-        try:
-            from .served.policy import connect
-        except ModuleNotFoundError:
-            raise ConfigError(f"model.{role}: an address needs pyzmq: pip install 'vlm-dopd[serve]'") from None
-        found[role] = connect(name, processor, as_set, device, f"model.{role}")
-    return found
-
-
 def _token_samples(config: RunConfig, method: Method, collator: Collator) -> TokenSamples | None:
     if not config.report.token_samples:
         return None
@@ -232,12 +176,6 @@ def _completions(
         reward=rewards.find(config.rollout.reward) if method.needs_reward else None,
         seed=seed,
     )
-
-
-def _attention(config: RunConfig, policy: Policy) -> str:
-    if policy.flex:
-        return "FlexAttention, block masks"
-    return "SDPA, dense masks" + ("" if config.model.attention == "sdpa" else f" (the device is {policy.device.type})")
 
 
 def _evaluator(
