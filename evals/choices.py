@@ -98,7 +98,16 @@ class _Mention(NamedTuple):
 
 
 def read_choice(reply: str, choices: Mapping[str, str]) -> Choice:
-    """The one option of `choices` (text by letter; empty texts are not looked for) that `reply` means."""
+    """The one option of `choices` (text by letter; empty texts are not looked for) that `reply` means.
+
+    >>> colours = {"A": "red", "B": "green", "C": "blue"}
+    >>> read_choice("Because the sign is red, the answer is C.", colours)
+    Choice(letters='C', method='concluded')
+    >>> read_choice("It is green.", colours)
+    Choice(letters='B', method='text of an option')
+    >>> read_choice("B or C", colours)
+    Choice(letters=None, method='more than one option')
+    """
     letters, method = _read(reply, choices)
     if len(letters) == 1:
         return Choice(letters, method)

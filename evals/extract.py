@@ -28,6 +28,11 @@ def final_answer(reply: str) -> str | None:
     balanced `\\boxed{}` of the reply. The last declaration decides even if it is empty, because going back to an
     earlier one would be a guess. What stands in a `<think>` block is not part of the reply; one that never closes
     leaves no reply.
+
+    >>> final_answer("Perhaps Answer: 7? No. **Answer:** 42.")
+    '42'
+    >>> final_answer("It is 711.") is None
+    True
     """
     text = visible(reply)
     return None if text is None else _declared(text) or None

@@ -34,6 +34,11 @@ def read_number(reply: str) -> tuple[Value | None, str]:
     In a declared answer that opens with a number: that one. Else a formula that can be evaluated; else the last number
     of the declared answer or of the last line that has one. "4-5", "4 or 5" and "1,6" can be read in more than one
     way and are not read; units are ignored.
+
+    >>> read_number("Answer: twenty-one apples")
+    (Fraction(21, 1), 'declared')
+    >>> read_number("Answer: 4 or 5")
+    (None, 'declared no number')
     """
     text = visible(reply)
     if text is None:

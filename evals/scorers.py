@@ -42,6 +42,9 @@ def same(parsed: str, answer: str) -> bool:
     """Whether two answers are equal as numbers (7 = 7.0, 1,000 = 1000), or as text that is not a number.
 
     The whole text must be the number: 711 is not 11, "7 apples" is not 7, and 60 % is not 60.
+
+    >>> same("1,000", "1000.0"), same("Red ", "red"), same("711", "11")
+    (True, True, False)
     """
     a, b = (" ".join(trim(normalise(text)).casefold().split()) for text in (parsed, answer))
     number_a, number_b = _number(a), _number(b)

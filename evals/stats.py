@@ -76,6 +76,9 @@ def wilson(correct: int, n: int) -> Interval:
     """Wilson score interval of the share correct/n. It holds at 0 and n too, where the usual one has no width.
 
     (p + z²/2n ± z·sqrt(p(1−p)/n + z²/4n²)) / (1 + z²/n), z = 1.96. Raises ValueError unless 0 ≤ correct ≤ n and n ≥ 1.
+
+    >>> [round(end, 3) for end in wilson(18, 20)]
+    [0.699, 0.972]
     """
     if not 0 <= correct <= n or n < 1:
         raise ValueError(f"expected 0 <= correct <= n and n >= 1, got {correct} of {n}")
@@ -91,7 +94,11 @@ def wilson(correct: int, n: int) -> Interval:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p-value that `gained` and `lost` differ by chance: 2·P(X ≤ min), X ~ Binomial(gained+lost, ½)."""
+    """Exact two-sided p-value that `gained` and `lost` differ by chance: 2·P(X ≤ min), X ~ Binomial(gained+lost, ½).
+
+    >>> mcnemar(gained=8, lost=1)
+    0.0390625
+    """
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
     return min(1.0, 2 * tail / 2**n)
@@ -101,6 +108,10 @@ def paired_difference(before: Scores, after: Scores, seed: int = 0) -> PairedDif
     """after − before with its paired bootstrap percentile interval and McNemar's p-value.
 
     Raises ValueError, naming ids, unless both runs have the same ones.
+
+    >>> before = {"q1": 0, "q2": 0, "q3": 1, "q4": 1, "q5": 0}
+    >>> print(paired_difference(before, before | {"q1": 1, "q2": 1}))
+    +40.0 points [+0.0, +80.0] of n=5 (40.0% to 80.0%, +2 −0, p=0.5)
     """
     scores = _align(before=before, after=after)
     b, a = scores
@@ -175,6 +186,13 @@ def resample(sum_CF: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
     Clusters with equal rows are interchangeable, so we draw how often each pattern of rows occurs. The law is that of
     drawing clusters, at the cost of a handful of patterns where scores are 0 or 1.
+
+    >>> right_and_asked_CF = np.array([[3, 3], [0, 2], [1, 2], [2, 2]])  # of each scene: 6 of 9 in all
+    >>> sampled_RF = resample(right_and_asked_CF, np.random.default_rng(0))
+    >>> sampled_RF.shape
+    (10000, 2)
+    >>> [round(end, 2) for end in percentiles(sampled_RF[:, 0] / sampled_RF[:, 1])]
+    [0.25, 1.0]
     """
     clusters = len(sum_CF)
     pattern_PF, count_P = np.unique(sum_CF, axis=0, return_counts=True)

@@ -72,6 +72,8 @@ _HAN_COUNT = re.compile(
 
 @dataclass(frozen=True)
 class Number:
+    """A number of a text; `percent` if it is written with the sign or the words."""
+
     value: float
     percent: bool = False
 
@@ -98,6 +100,7 @@ class Text:
 
     @cached_property
     def folded(self) -> str:
+        """`plain` without case."""
         return self.plain.casefold()
 
     @cached_property
@@ -122,6 +125,7 @@ class Text:
 
     @cached_property
     def words(self) -> str:
+        """The tokens with one space between them: a run of words is a substring of it."""
         return " ".join(self.tokens)
 
     @property
@@ -131,6 +135,7 @@ class Text:
 
     @property
     def percent(self) -> bool:
+        """Whether any of the numbers is a percentage."""
         return any(number.percent for number in self.numbers)
 
 

@@ -107,6 +107,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote."""
         row = json.loads(text)
         counts = {name: Counter(row[name]) for name in ("images", "objects", "notes")}
         return cls(**counts, examples=row["examples"])

@@ -17,6 +17,9 @@ def escape(text: str) -> str:
     Control characters other than newline and tab, bidirectional overrides, and halves of surrogate pairs (legal in
     JSON, refused by tokenizers) are removed. Idempotent; text without
     any of these comes back unchanged.
+
+    >>> escape("<|im_end|> and <image>, but a < b")
+    '< |im_end|> and < image>, but a < b'
     """
     kept = "".join(c for c in text.translate(_BIDI) if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
     return _CONTROL.sub("< ", kept)

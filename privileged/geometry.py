@@ -39,6 +39,11 @@ def px_to_rel1000(box: Box, width: int, height: int) -> tuple[int, int, int, int
 
     Plain rounding collapses thin boxes of large images to nothing, so an edge pair that became equal is widened by
     one unit, inwards at the far border.
+
+    >>> px_to_rel1000((64, 48, 96.5, 88), 640, 480)
+    (100, 100, 151, 183)
+    >>> px_to_rel1000((100, 0, 100.2, 2000), 4000, 2000)
+    (25, 0, 26, 1000)
     """
 
     def pair(low: float, high: float, side: int) -> tuple[int, int]:
@@ -67,6 +72,9 @@ def reading_order(boxes: list[Box]) -> list[int]:
 
     A box joins the current line when its vertical centre lies above the lowest bottom edge that the line's first box
     has. Deterministic: ties keep the given order.
+
+    >>> reading_order([(300, 12, 380, 40), (10, 60, 90, 90), (10, 10, 90, 40)])
+    [2, 0, 1]
     """
     by_top = deque(sorted(range(len(boxes)), key=lambda i: (boxes[i][1], i)))
     order: list[int] = []
@@ -94,6 +102,11 @@ class Coords:
 
     `order` `yxyx` also means y before x in points. `space` is `stored` if the file was made on the pixels as they lie
     in the image file, before its EXIF orientation turns them. `resized` is the size that the unit `resized` refers to.
+
+    >>> Coords(order="xywh").to_px((64, 48, 32, 40), 640, 480)
+    (64.0, 48.0, 96.0, 88.0)
+    >>> Coords(unit="rel1000", order="yxyx").to_px((100, 250, 200, 500), 640, 480)
+    (160.0, 48.0, 320.0, 96.0)
     """
 
     unit: str = "px"
@@ -242,6 +255,10 @@ def point_to_display(point: Point, width: int, height: int, orientation: int) ->
 
 
 def box_to_display(box: Box, width: int, height: int, orientation: int) -> Box:
-    """A box of the stored pixels -> the same place of the upright image. A reversed box comes back put in order."""
+    """A box of the stored pixels -> the same place of the upright image. A reversed box comes back put in order.
+
+    >>> display_size(640, 480, 6), box_to_display((0, 0, 100, 50), 640, 480, 6)  # 6: to be turned to the right
+    ((480, 640), (430, 0, 480, 100))
+    """
     x0, y0, x1, y1 = box
     return enclosing_box(point_to_display(corner, width, height, orientation) for corner in ((x0, y0), (x1, y1)))

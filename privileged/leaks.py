@@ -47,6 +47,8 @@ _SAME_EVIDENCE = {"numeric": "verbatim", "option text": "verbatim"}
 
 
 class Grade(IntEnum):
+    """How much of the answer a field gives away; larger is worse. Builders declare theirs as `discloses`."""
+
     NONE = 0
     CUE = 1
     DERIVABLE = 2
@@ -76,6 +78,12 @@ def find_leaks(
 
     `record` holds the regions that p discloses; only their number and labels are used. `reference` is a worked
     solution, if there is one; a long answer serves as one too. Without an answer only `phrase` and `overlap` apply.
+
+    >>> [hit] = find_leaks("What is it? (A) a cup (B) a dog", "B", ["A dog lies on the floor."])
+    >>> hit.rule, hit.grade.name, hit.detail
+    ('option text', 'STATED', "'a dog' is in 1 of 1 fields")
+    >>> find_leaks("What is it? (A) a cup (B) a dog", "B", ["Something lies on the floor."])
+    ()
     """
     asked, right = Text.of(question), Text.of(answer or "", keep_boxes=True)
     boxed = Text.BOX.search(answer or "") is not None

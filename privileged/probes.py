@@ -42,10 +42,12 @@ def masked(sample: Sample) -> PrivilegedBlock:
 
 
 def praised(sample: Sample) -> PrivilegedBlock:
+    """The sentence PRAISE, whatever the sample."""
     return PrivilegedBlock(parts=(PRAISE,))
 
 
 def blamed(sample: Sample) -> PrivilegedBlock:
+    """The sentence BLAME, whatever the sample."""
     return PrivilegedBlock(parts=(BLAME,))
 
 

@@ -114,7 +114,14 @@ _NAMES = {dict: "an object", list: "a list", str: "a string", int: "an integer",
 
 
 def get(row: Any, key: str, kind: type | tuple[type, ...], where: str, default: Any = _REQUIRED) -> Any:
-    """`row[key]`, of `kind`; `default`, where given, for a key that is missing or null."""
+    """`row[key]`, of `kind`; `default`, where given, for a key that is missing or null.
+
+    >>> get({"id": 7}, "id", int, "row 1"), get({"id": 7, "name": None}, "name", str, "row 1", "cup")
+    (7, 'cup')
+    >>> get({"id": "7"}, "id", int, "row 1")
+    Traceback (most recent call last):
+    privileged.errors.DataError: row 1: id: expected an integer, got '7'
+    """
     value = expect(row, dict, where).get(key)
     if value is None and default is not _REQUIRED:
         return default

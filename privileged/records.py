@@ -133,6 +133,13 @@ class PrivilegedRecord:
         """Parse and validate one record.
 
         Raises DataError, with the sample id, if the schema is another one or a field has the wrong form.
+
+        >>> cup = {"label": "cup", "box": [64, 48, 96.5, 88], "colour": "red"}
+        >>> record = PrivilegedRecord.from_json({"schema": "privileged/1", "sample_id": 7, "regions": [cup]})
+        >>> record.sample_id, record.regions[0].box, record.regions[0].extra
+        ('7', (64.0, 48.0, 96.5, 88.0), {'colour': 'red'})
+        >>> PrivilegedRecord.from_json(record.to_json()) == record
+        True
         """
         try:
             row = dict(json.loads(text) if isinstance(text, str) else text)

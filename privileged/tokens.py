@@ -24,7 +24,11 @@ MAX_RATIO = 200
 
 @dataclass(frozen=True, kw_only=True)
 class ImageGeometry:
-    """The processor's numbers. `min_pixels` and `max_pixels` are areas after resizing, in px."""
+    """The processor's numbers. `min_pixels` and `max_pixels` are areas after resizing, in px.
+
+    >>> ImageGeometry().tokens(1024, 1024), ImageGeometry().resized(100, 60)
+    (1024, (352, 224))
+    """
 
     patch: int = 16
     merge: int = 2

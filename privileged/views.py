@@ -57,6 +57,19 @@ def build_views(sample: Sample, builder: Builder, placement: str = "before_quest
     """Both prompts of `sample`, the section at one of PLACEMENTS.
 
     Raises DataError if the builder cannot render the sample's record, or for a picture in a system turn.
+
+    >>> from .builders import get_builder
+    >>> from .records import Region
+    >>> record = PrivilegedRecord(sample_id="7", regions=(Region(label="cup", box=(64, 48, 96.5, 88)),))
+    >>> image = Image.new("RGB", (640, 480))
+    >>> sample = Sample(id="7", question="What is on the tray?", images=(image,), privileged=record)
+    >>> views = build_views(sample, get_builder("boxes", style="lines"))
+    >>> views.plain.messages[0]["content"]
+    [{'type': 'image'}, {'type': 'text', 'text': 'What is on the tray?'}]
+    >>> [part["type"] for part in views.privileged.messages[0]["content"]]
+    ['image', 'text', 'text']
+    >>> views.privileged.messages[0]["content"][1]["text"].splitlines()[1]
+    '- cup (100,100,151,183)'
     """
     if placement not in PLACEMENTS:
         raise DataError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {placement!r}")

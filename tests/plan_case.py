@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tests import tiny
 from vlm_dopd.attention import ATTENTION
 from vlm_dopd.collate import Prompt
+from vlm_dopd.lora import LoraConfig, add_adapter
 from vlm_dopd.methods import find
 from vlm_dopd.packing import Packed, pack
 from vlm_dopd.plan.job import Job, Work
@@ -76,12 +77,14 @@ class Case:
 
 def case(
     *, images: int = 1, hidden: int = 64, layers: int = 3, tied: bool = True, method: str = "opd", bf16: bool = False,
-    checkpointing: bool = False, freeze: bool = True, **changes: Any,
+    checkpointing: bool = False, freeze: bool = True, base: torch.dtype = torch.float32, **changes: Any,
 ) -> Case:  # fmt: skip
     model = tiny.vision_model(1, hidden=hidden, layers=layers, tied=tied) if images else tiny.text_model(1, hidden)
     model.set_attn_implementation(ATTENTION)
     if images and freeze:
         freeze_vision(model)
+    if rank := changes.get("lora_rank"):
+        add_adapter(model.to(base), LoraConfig(r=rank))
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     shape = shape_of(model.config, "student")
@@ -90,6 +93,6 @@ def case(
     job = Job(
         student=shape, frozen={"teacher": replace(shape, name="teacher")}, method=own, work=work, micro=3, siblings=2,
         max_new_tokens=11, flex=False, cpu=True, frozen_bytes=4, bf16=bf16, checkpointing=checkpointing,
-        freeze_vision=freeze,
+        freeze_vision=freeze, base_bytes=base.itemsize,
     )  # fmt: skip
     return Case(replace(job, **changes), model)

@@ -21,6 +21,8 @@ COMMANDS = {
     "train": ("CONFIG", "KEY=VALUE"),
     "eval": ("--limit", "--benchmarks"),
     "compare": ("--teacher",),
+    "report": ("RUN",),
+    "watch": ("--once",),
     "rescore": ("--protocol",),
     "study": ("--report-only", "KEY=VALUE"),
     "plan": ("--gpus", "KEY=VALUE"),

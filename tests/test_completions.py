@@ -112,7 +112,7 @@ def test_a_window_is_generated_at_once(processor, collator):
         return [[Response(tokens(processor, group.sample_id), truncated=False)] for group in groups]
 
     samples = [Sample(id=f"s{i}", question="What is 4 plus 3?") for i in range(9)]
-    batches = [collator(samples[:4]), collator(samples[4:5]), collator(samples[5:])]
+    batches = [collator(samples[:3]), collator(samples[3:4]), collator(samples[4:])]
     completions = Completions(method=Wants(own_share=0.5), engine=engine, references=engine)
     window = completions(batches, 5)
     shown = [[(processor.tokenizer.decode(r.id_T), r.reference) for (r,) in found] for found in window]

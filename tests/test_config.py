@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_dopd.config import FIXED, RunConfig, load_config, save_config
+from vlm_dopd.config import FIXED, RunConfig, load_config, read_settings, save_config
 from vlm_dopd.errors import ConfigError
 from vlm_dopd.methods import available
 
@@ -76,7 +76,8 @@ def test_every_shipped_recipe_loads(path, monkeypatch, tmp_path):
     """Strictly, from the repository's root; the models and data that it finds by path are there, and it survives
     being written and read again."""
     monkeypatch.chdir(ROOT)
-    needed = ["data.train=assets/scenes/train.parquet"] if "train: ???" in path.read_text() else []
+    open_data = read_settings(path)["data"]["train"] == "???"
+    needed = ["data.train=assets/scenes/train.parquet"] if open_data else []
     config = load_config(path, needed)
     for name in (config.model.student, config.model.teacher):
         if name.startswith("assets/"):
@@ -324,3 +325,31 @@ def test_any_text_as_a_config_loads_or_is_one_line(text):
     with pytest.raises(ConfigError) as caught:  # never complete: no model
         load_config("any.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_stand_on_another(folder):
+    """What it says itself goes first, section by section; overrides go before both; nothing of it is left over."""
+    (folder / "below.yaml").write_text(yaml.safe_dump(base() | {"output_dir": "runs/below"}))
+    above = {"base": "below.yaml", "train": {"max_steps": 7}, "model": {"lora": {"r": 4}}}
+    config = load_config(write(above), ["model.lora.alpha=8"])
+    assert (config.train["max_steps"], config.train["use_cpu"], config.output_dir) == (7, True, "runs/below")
+    assert (config.model.student, config.model.lora.r, config.model.lora.alpha) == ("small", 4, 8)
+    save_config(config, folder / "saved.yaml")
+    assert "\nbase:" not in (folder / "saved.yaml").read_text() and load_config("saved.yaml").model == config.model
+
+
+@pytest.mark.parametrize(
+    ("below", "message"),
+    [
+        (None, "gone.yaml"),
+        ("- a\n", "base: expected settings without a base of their own in gone.yaml"),
+        ("base: demo\n", "base: expected settings without a base of their own in gone.yaml"),
+    ],
+    ids=["no file", "a list", "a third one"],
+)
+def test_a_base_that_is_none_is_one_line(folder, below, message):
+    if below is not None:
+        (folder / "gone.yaml").write_text(below)
+    with pytest.raises(ConfigError) as refused:
+        load_config(write({"base": "gone.yaml"}))
+    assert message in str(refused.value) and "\n" not in str(refused.value)

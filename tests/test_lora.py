@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -30,6 +29,7 @@ from vlm_dopd.roles import load_policy
 
 LORA = {"model.lora.r": 4, "model.lora.dtype": "float32"}
 ADAM = {"train.optim": "adamw_torch", "train.learning_rate": 3e-2, "train.max_steps": 2}
+BFLOAT16 = {**LORA, "model.lora.dtype": "bfloat16"}
 QLORA = {**LORA, "model.lora.quantize": "nf4"}
 IDS = torch.arange(40, 52)[None]
 
@@ -61,6 +61,11 @@ def whole(pair, tmp_path_factory):
 def one_step(pair, tmp_path_factory):
     """SGD with learning rate 1: the adapter has moved by minus its gradient."""
     return adapter(trained(pair, tmp_path_factory.mktemp("one"), **LORA)[0])
+
+
+@pytest.fixture(scope="module")
+def bfloat16_step(pair, tmp_path_factory):
+    return adapter(trained(pair, tmp_path_factory.mktemp("one"), **BFLOAT16)[0])
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
@@ -102,7 +107,7 @@ def test_adapters_are_float32_beside_a_bfloat16_base(pair, processor):
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
 
 
-@pytest.mark.parametrize("own", [LORA, {**LORA, "model.lora.dtype": "bfloat16"}], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("own", [LORA, BFLOAT16], ids=["float32", "bfloat16"])
 def test_a_run_leaves_the_base_as_it_was_to_the_bit(pair, tmp_path, own):
     """Of the live model after a real run, beside the base's file; and the adapter has learnt."""
     folder, trainer = trained(pair, tmp_path, **own, **ADAM)
@@ -132,11 +137,20 @@ def test_checkpointing_changes_no_gradient(pair, tmp_path, one_step):
     assert all(tensor.abs().max() > 1e-4 for name, tensor in one_step.items() if "lora_B" in name)
 
 
-def test_two_processes_equal_one(pair, tmp_path, one_step):
-    config = settings(pair, tmp_path, **LORA, **{"train.per_device_train_batch_size": 2, "train.ddp_backend": "gloo"})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vlm_dopd"]
+@pytest.fixture(scope="module")
+def ranks(pair, tmp_path_factory):
+    """Two gloo ranks under DDP and FSDP2: by case the run folder."""
+    root, jobs = tmp_path_factory.mktemp("ranks"), []
+    cases = {
+        "ddp": {**LORA, "train.use_cpu": True},
+        "fsdp": {**LORA, "train.use_cpu": False},
+        "fsdp bfloat16": {**BFLOAT16, "train.use_cpu": False, "train.gradient_checkpointing": True},
+    }
+    for case, own in cases.items():
+        settings(pair, root / case, **own, **{"train.per_device_train_batch_size": 2})
+        jobs.append(f"{case.split()[0]}:{root / case / 'config.yaml'}")
     done = subprocess.run(
-        [*launch, "train", str(tmp_path / "config.yaml")],
+        [sys.executable, "-m", "tests.gloo_ranks", "2", *jobs],
         cwd=tiny.ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -144,8 +158,21 @@ def test_two_processes_equal_one(pair, tmp_path, one_step):
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert largest_difference(adapter(Path(config.output_dir)), one_step) < 1e-6
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {case: root / case / "run" for case in cases}
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_two_processes_equal_one(ranks, one_step, engine):
+    assert largest_difference(adapter(ranks[engine]), one_step) < 1e-6
+
+
+def test_shards_may_be_bfloat16_beside_float32_adapters(ranks, bfloat16_step):
+    ours, theirs = (
+        torch.cat([t[name].flatten() for name in bfloat16_step])
+        for t in (adapter(ranks["fsdp bfloat16"]), bfloat16_step)
+    )
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
 
 
 def test_stopped_and_resumed_equals_never_stopped(pair, tmp_path, whole):

@@ -17,17 +17,16 @@ from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from tests import tiny
-from tests.test_lora import ADAM, IDS, LORA, QLORA, logits, trained
+from tests.test_lora import ADAM, BFLOAT16, IDS, LORA, QLORA, logits, trained
 from vlm_dopd.cli import app
 from vlm_dopd.errors import ConfigError
 from vlm_dopd.evaluation import open_model
 from vlm_dopd.lora import base_of, trained_as
 from vlm_dopd.merging import merge
 
-BF16 = {**LORA, "model.lora.dtype": "bfloat16"}
 RUNS = {
     "float32": (LORA, 1e-4),
-    "bfloat16": (BF16, 0.3),
+    "bfloat16": (BFLOAT16, 0.3),
     "nf4": (QLORA, 1e-4),
     "nf4 bfloat16": ({**QLORA, "model.lora.dtype": "bfloat16"}, 0.3),
 }

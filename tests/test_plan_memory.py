@@ -26,6 +26,20 @@ KEPT = {
     "one long group": {"siblings": 1, "max_new_tokens": 300, "micro": 1},
     "autocast": {"bf16": True, "images": 0, "max_new_tokens": 60},
     "several passes": {"pass_tokens": 60},
+    "lora": {"lora_rank": 4, "max_new_tokens": 60},
+    "lora, layers": {"lora_rank": 16, "hidden": 128, "layers": 6},
+    "lora, checkpointing": {"lora_rank": 4, "checkpointing": True, "layers": 6, "images": 0},
+    "lora, autocast": {"lora_rank": 4, "bf16": True, "max_new_tokens": 60, "hidden": 128},
+    "lora, autocast, bfloat16": {"lora_rank": 4, "bf16": True, "base": torch.bfloat16, "layers": 6},
+    "lora, bfloat16": {"lora_rank": 8, "base": torch.bfloat16, "images": 0, "max_new_tokens": 60},
+    "lora, autocast, bfloat16, checkpointing": {
+        "lora_rank": 4,
+        "bf16": True,
+        "base": torch.bfloat16,
+        "checkpointing": True,
+        "layers": 6,
+        "max_new_tokens": 60,
+    },
 }
 
 
@@ -71,6 +85,7 @@ def job_of(one):
         work=Work(**about["work"]), micro=run["prompts"], accumulation=run["accumulation"],
         pass_tokens=run["pass_tokens"], siblings=run["siblings"], max_new_tokens=run["response"],
         freeze_vision=run["freeze_vision"], checkpointing=run["checkpointing"], flex=False, frozen_bytes=4, cpu=True,
+        lora_rank=run.get("lora_rank", 0),
     )  # fmt: skip
 
 
@@ -130,7 +145,7 @@ def test_lora_trains_little():
     full, lora = memory(big())["loss"], memory(big(lora_rank=16))["loss"]
     rank = 28 * 16 * (3 * (2048 + 6144) + 2 * (2048 + 2048) + 2 * (2048 + 1024))
     assert lora["optimizer"] == 8 * rank and lora["gradients"] == 4 * rank
-    assert lora["student weights"] == full["student weights"]
+    assert lora["student weights"] == full["student weights"] + 4 * rank
     assert not lora["LM head's gradient"] and not memory(big(lora_rank=16))["rollout"]["autocast copies"]
 
 

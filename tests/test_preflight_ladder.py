@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tests.preflight_case import config, set_stops, spoiled
 from vlm_dopd import preflight, run
+from vlm_dopd.cli import app
 from vlm_dopd.errors import ConfigError
 from vlm_dopd.preflight.finding import Check, judged
 from vlm_dopd.preflight.ladder import CHEAP, MODEL, _asked
@@ -108,3 +110,23 @@ def test_names_are_one_check_each():
     assert len(set(names)) == len(names)
     assert {check.cost for check in CHEAP} == {"cheap"} and {check.cost for check in MODEL} == {"model"}
     assert judged("f", "e", fix="x").fix == ""
+
+
+def test_the_command_fails_with_exit_code_1_and_writes_its_findings(tmp_path):
+    """As a user runs it: the ladder on stdout, no traceback, nothing in the run's folder."""
+    word = spoiled(tmp_path, "student", "generation_config.json", set_stops(501, 502, 70))
+    words = [
+        "preflight",
+        "demo",
+        "--cheap",
+        "--json",
+        str(tmp_path / "out.json"),
+        word,
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 1 and "FAIL  stop tokens" in found.stdout and "do not train yet" in found.stdout
+    rows = json.loads((tmp_path / "out.json").read_text())["rungs"]
+    assert [row["name"] for row in rows if row["status"] == "FAIL"] == ["stop tokens"]
+    assert not (tmp_path / "run").exists()
+    assert CliRunner().invoke(app, [*words[:3], words[-1]]).exit_code == 0

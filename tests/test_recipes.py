@@ -36,6 +36,7 @@ PAIRS = {
     "qwen3_8b_to_1.7b": ("Qwen/Qwen3-8B", "Qwen/Qwen3-1.7B"),
     "qwen3_8b_to_0.6b": ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"),
 }
+LORA = [f"{name}_lora" for name in PAIRS]
 PAPER = {
     "image": {"batch": 64, "steps": 300, "builder": "boxes"},
     "text": {"batch": 128, "steps": 200, "builder": "hints"},
@@ -98,7 +99,7 @@ def environment(name):
 
 def test_the_recipes_are_there():
     named = {path.stem for path in FOLDER.glob("qwen*.yaml")}
-    assert named == set(PAIRS)
+    assert named == {*PAIRS, *LORA}
     assert set(ACCELERATE) == {"one_gpu", "fsdp2", "fsdp2_multinode", "zero2", "zero3"}
 
 
@@ -128,7 +129,31 @@ def test_a_header_says_what_counts_and_what_is_a_guess(name):
     rows = {64: 25_000, 128: 32_000}[expected["batch"]]
     assert f"{seen:,} of its {rows // 1000}K rows" in re.sub(r"\s+", " ", text) and seen < rows
     assert "prompts" in text and "Guesses" in text and "Not run by us yet" in text
-    assert "lora" not in text.lower()  # the trainer has none
+
+
+@pytest.mark.parametrize("name", LORA)
+def test_a_lora_recipe_is_the_full_one_with_adapters(name):
+    """All but adapters, learning rate and folder: so the paper's settings and its batch too."""
+    lora, full = load(name), load(name.removesuffix("_lora"))
+    assert lora.model.lora is not None and lora.model.lora.target_modules is None
+    assert lora.train["learning_rate"] == 10 * full.train["learning_rate"]
+    assert lora.output_dir == f"{full.output_dir}-lora"
+    for section, key in ((lora.model, "lora"), (full.model, "lora")):
+        setattr(section, key, None)
+    lora.train["learning_rate"], lora.output_dir = full.train["learning_rate"], full.output_dir
+    assert lora == full
+    text = header(FOLDER / f"{name}.yaml")
+    assert (
+        "guesses" in text and "Not run by us yet" in text and f"merge runs/{Path(load(name).output_dir).name}" in text
+    )
+    assert [words[0] for words in launches(FOLDER / f"{name}.yaml")] == ["torchrun", "accelerate"]
+    assert all(f"{name} " in " ".join(words) for words in launches(FOLDER / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize("words", ["model.lora.quantize=nf4 model.teacher_load=nf4", "model.teacher_load=offload"])
+def test_what_a_lora_header_offers_for_smaller_cards_loads(words):
+    for name in LORA:
+        assert load(name, words.split()).model.teacher_load == words.split("=")[-1]
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from evals.printable import printable
 from privileged import DataError, PrivilegedRecord, Region, Sample
 from vlm_dopd.report import write_report
 from vlm_dopd.report.charts import PAINT, draw_charts
@@ -228,12 +229,16 @@ def test_text_of_data_is_never_markup(tmp_path: Path) -> None:
     assert "script" not in dict(page.tags)
     assert len([tag for tag, _ in page.tags if tag == "img"]) == sum(QUOTA.values())
     shown = HOSTILE.replace("\ud800", "?")
-    assert shown in page.text and "x: <b onclick=y>é</b>" in page.text
+    assert (
+        printable(HOSTILE, lines=True) in page.text
+        and "\u202e" not in page.text
+        and "x: <b onclick=y>é</b>" in page.text
+    )
     assert json.loads((run / "report.json").read_text())["versions"] == {shown: shown}
 
 
 def test_same_input_same_bytes(dopd: Path, tmp_path: Path, samples: list[Sample]) -> None:
-    run = tmp_path / "elsewhere"
+    run = tmp_path / "dopd"
     shutil.copytree(dopd, run)
     (run / "report.html").unlink()
     write_report(run, samples)

@@ -21,6 +21,7 @@ from tests.test_trainer import largest_difference, settings
 from vlm_dopd import run, scoring
 from vlm_dopd.callbacks import read_metrics
 from vlm_dopd.errors import ConfigError, TrainingError
+from vlm_dopd.plan.job import job_of
 from vlm_dopd.roles import Policy
 from vlm_dopd.scoring import response_hidden
 from vlm_dopd.served.client import Client
@@ -178,9 +179,13 @@ def test_what_does_not_fit_is_refused_before_training(pair, text_pair, tmp_path,
             run.build_trainer(settings(words.pop("pair", pair), tmp_path, **{"model.teacher": address, **words}))
 
     refused("serves float32, expected model.teacher_dtype, bfloat16", **{"model.teacher_dtype": "bfloat16"})
+    refused("serves full, expected model.teacher_load, nf4", **{"model.teacher_load": "nf4"})
     refused("expected one image geometry", pair=text_pair, **TEXT)
     with pytest.raises(ConfigError, match=r"expected tcp://host:port or ipc://file"):
         settings(pair, tmp_path, **{"model.teacher": "tcp://host"})
+    config = settings(pair, tmp_path, **{"model.teacher": address})
+    with pytest.raises(ConfigError, match=r"model\.teacher: a plan reads its config file"):
+        job_of(config, work={})
     with pytest.raises(ConfigError, match="a served teacher scores and writes nothing"):
         settings(pair, tmp_path, **{"model.teacher": address, "method.name": "sft"})
 
@@ -204,6 +209,6 @@ def test_a_server_says_what_it_cannot_do(pair):
         pytest.raises(ConfigError, match=rf"--address {other.address}: cannot serve there: Address already in use"),
     ):
         serve(str(pair[1]), other.address)
-    for words, expected in (({"dtype": "int8"}, "--dtype: expected one of"), ({"attention": "x"}, "--attention")):
+    for words, expected in (({"dtype": "int8"}, "--dtype: expected one of"), ({"load": "offload"}, "--load")):
         with pytest.raises(ConfigError, match=expected):
             serve(str(pair[1]), "tcp://127.0.0.1:*", **words)

@@ -46,7 +46,7 @@ def line(teacher):
 
 
 def connected(line, processor, dtype="float32"):
-    return connect(line.address, processor, dtype, "cpu")
+    return connect(line.address, processor, {"dtype": dtype, "load": "full"}, "cpu")
 
 
 def same(served, local):

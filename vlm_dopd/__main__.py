@@ -1,3 +1,5 @@
+"""`python -m vlm_dopd` is `vlm-dopd`."""
+
 from .cli import main
 
 main()

@@ -58,6 +58,8 @@ class Term:
 
 
 class LossOutput(NamedTuple):
+    """What `chunked_loss` returns; R terms, N tokens. Only `total` has a gradient."""
+
     total: Tensor
     """Scalar with gradient: the sum over terms and tokens. Division by a global count is the caller's."""
     divergence_RN: Tensor

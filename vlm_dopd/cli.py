@@ -11,6 +11,7 @@ import typer
 from .annotate.cli import app as annotate
 from .eval_cli import app as evaluation
 from .quiet import quiet
+from .report_cli import app as reports
 
 app = typer.Typer(
     name="vlm-dopd",
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(annotate)
 app.add_typer(evaluation)
+app.add_typer(reports)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace the file's, as dotted key=value.", metavar="KEY=VALUE")
@@ -56,7 +58,7 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
     from .run import train  # slow to import: a wrong setting is said before
 
     run = train(settings)
-    typer.echo(f"student, metrics and checkpoints: {run}")
+    typer.echo(f"student, metrics and checkpoints: {run}; page: {run / 'report.html'}")
 
 
 @app.command("serve-teacher")
@@ -64,6 +66,7 @@ def serve_teacher(
     model: Annotated[str, typer.Argument(help="Folder or hub name.")],
     address: Annotated[str, typer.Option(help="tcp://host:port or ipc://file.")] = "tcp://127.0.0.1:5555",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, as the run's model.teacher_dtype.")] = "bfloat16",
+    load: Annotated[str, typer.Option(help="full, int8 or nf4, as the run's model.teacher_load.")] = "full",
     device: Annotated[str | None, typer.Option(help="As cuda:1; default: a GPU if there is one.")] = None,
     attention: Annotated[str, typer.Option(help="auto, sdpa or flex.")] = "auto",
     image_store: Annotated[float, typer.Option(help="GB of pixels to keep; features take about as much.")] = 4.0,
@@ -77,11 +80,25 @@ def serve_teacher(
         model,
         address,
         dtype=dtype,
+        load=load,  # type: ignore[arg-type]  # checked there
         device=device,
         attention=attention,  # type: ignore[arg-type]  # checked there
         allow_download=allow_download,
         image_bytes=int(image_store * 1e9),
     )
+
+
+@app.command("rollout-server")
+def rollout_server(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")], overrides: Overrides = None
+) -> None:
+    """Print what starts the vLLM servers on which the run of CONFIG rolls out (rollout.engine=vllm)."""
+    quiet()
+    from .config import load_config
+    from .engines import server_commands
+
+    for command in server_commands(load_config(config, overrides)):
+        typer.echo(command)
 
 
 @app.command()

@@ -76,9 +76,9 @@ class Batch:
 class Encoder:
     """View -> Prompt, with the models' own processor (or tokenizer) and position scheme."""
 
-    def __init__(self, processor: Any, model: Any = None) -> None:
+    def __init__(self, processor: Any, model: Any = None, keep_pictures: bool = False) -> None:
         """Without a model, positions are those of text: enough to count tokens."""
-        self.processor = processor
+        self.processor, self.keep_pictures = processor, keep_pictures
         self.sees = hasattr(processor, "image_processor")
         self.rope_index = _rope_index(getattr(model, "base_model", None))
 
@@ -109,7 +109,8 @@ class Encoder:
     def _image(self, image: Image, seen: dict[int, EncodedImage]) -> EncodedImage:
         if id(image) not in seen:
             patches = self.processor.image_processor(images=[image], return_tensors="pt")
-            seen[id(image)] = EncodedImage(patches["pixel_values"], patches["image_grid_thw"][0])
+            picture = image if self.keep_pictures else None
+            seen[id(image)] = EncodedImage(patches["pixel_values"], patches["image_grid_thw"][0], picture)
         return seen[id(image)]
 
     def render(self, view: View) -> str:

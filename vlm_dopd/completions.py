@@ -35,6 +35,8 @@ HEADERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Completions:
+    """Whose responses a window trains on, as `method` wants them, with what they earn."""
+
     method: Method
     engine: Engine
     references: Engine | None = None

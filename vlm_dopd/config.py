@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -27,8 +27,9 @@ from . import methods
 from .errors import ConfigError, closest
 from .loading import Held
 from .lora import LoraConfig, base_of
-from .rollout.hf import RolloutConfig
-from .served import addresses, is_address
+from .rollout.settings import RolloutConfig
+from .served import addresses, is_address, is_url
+from .served.topk import check_method as check_top_k
 
 RECIPES = Path(__file__).parent / "recipes"
 FIXED = {
@@ -44,9 +45,13 @@ FIXED = {
 
 @dataclass(kw_only=True)
 class ModelConfig:
+    """Who learns from whom, and how their weights are held."""
+
     student: str = ""
     teacher: str = ""
     """A folder, a hub name, or where `vlm-dopd serve-teacher` runs: tcp://host:port, several with commas."""
+    teacher_top_k: int | None = None
+    """For a plain server, https://host/v1#NAME: an approximation from so many log-probabilities a token (text only)."""
     teacher_base: str | None = None
     """What the teacher was before its own training, for methods that compare it with that."""
     teacher_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -65,6 +70,8 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
+    """The rows, how their p is rendered, and how many tokens a prompt and a pass may have."""
+
     train: str = ""
     eval: str | None = None
     train_kinds: list[str] | None = None
@@ -111,6 +118,8 @@ class ReportConfig:
 
 @dataclass(kw_only=True)
 class RunConfig:
+    """All of a run. `method` and `train` are checked against the method's fields and TrainingArguments."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -208,10 +217,7 @@ def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[
     if bad := [word for word in overrides or [] if "=" not in word or word.startswith(("-", "="))]:
         raise ConfigError(f"override {bad[0]!r}: expected key=value, for example rollout.siblings=8")
     try:
-        loaded = OmegaConf.load(path)
-        if not OmegaConf.is_dict(loaded):
-            raise ConfigError(f"{path}: expected a mapping of settings at the top level, got a list or a word")
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
+        merged = OmegaConf.merge(_load(path), OmegaConf.from_dotlist(overrides or []))
         return cast(dict[str, Any], OmegaConf.to_container(merged))
     except ConfigError:
         raise
@@ -219,6 +225,20 @@ def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[
         raise ConfigError(f"{path}: {_one_line(error)}") from None
     except Exception as error:  # yaml raises its own family, with a mark of line and column
         raise ConfigError(f"{path}: expected YAML, got: {_one_line(error)}") from None
+
+
+def _load(path: Path) -> Any:
+    """The file's settings, over those of the file or shipped recipe that its `base` names."""
+    loaded = OmegaConf.load(path)
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: expected a mapping of settings at the top level, got a list or a word")
+    base = loaded.pop("base", None)
+    if base is None:
+        return loaded
+    below = OmegaConf.load(_recipe(base))
+    if not isinstance(below, DictConfig) or "base" in below:
+        raise ConfigError(f"{path}: base: expected settings without a base of their own in {base}")
+    return OmegaConf.merge(below, loaded)
 
 
 def _recipe(path: str | Path) -> Path:
@@ -262,9 +282,18 @@ def check(config: RunConfig) -> None:
 
 
 def _check_served(config: RunConfig) -> None:
+    if config.model.teacher_top_k is not None and not is_url(config.model.teacher):
+        raise ConfigError("model.teacher_top_k: expected a URL as model.teacher; other teachers give all of it")
     for key in ("teacher", "teacher_base"):
         name = getattr(config.model, key)
-        if name and is_address(name):
+        if name and is_url(name):
+            if config.model.teacher_top_k is None:
+                raise ConfigError(
+                    f"model.{key}: a plain server gives top-k log-probabilities, an approximation; set "
+                    "model.teacher_top_k to have it, or start `vlm-dopd serve-teacher` for the loss itself"
+                )
+            check_top_k(config.build_method(), config.model.teacher_top_k)
+        elif name and is_address(name):
             addresses(name, f"model.{key}")
     method = config.build_method()
     wants_text = (method.references or method.own_share < 1) and config.rollout.reference == "teacher"
@@ -277,7 +306,7 @@ def _check_served(config: RunConfig) -> None:
 
 def _check_ranges(config: RunConfig) -> None:
     rollout, data, lora = config.rollout, config.data, config.model.lora or LoraConfig()
-    report = config.report
+    report, vllm = config.report, rollout.vllm
     for name, value, fits, expected in (
         ("rollout.siblings", rollout.siblings, rollout.siblings >= 1, "at least 1"),
         ("rollout.max_new_tokens", rollout.max_new_tokens, rollout.max_new_tokens >= 1, "at least 1"),
@@ -285,6 +314,12 @@ def _check_ranges(config: RunConfig) -> None:
         ("rollout.top_p", rollout.top_p, 0 < rollout.top_p <= 1, "above 0 and at most 1"),
         ("rollout.top_k", rollout.top_k, rollout.top_k >= 0, "0 (off) or more"),
         ("rollout.batch_size", rollout.batch_size, rollout.batch_size >= 1, "at least 1"),
+        ("rollout.vllm.urls", vllm.urls, bool(vllm.urls) and all(map(_is_url, vllm.urls)), "http://HOST:PORT of each"),
+        ("rollout.vllm.timeout", vllm.timeout, 0 < vllm.timeout < float("inf"), "above 0"),
+        ("rollout.vllm.memory_share", vllm.memory_share, 0 < vllm.memory_share < 1, "above 0 and below 1"),
+        ("rollout.vllm.check_steps", vllm.check_steps, vllm.check_steps >= 1, "at least 1"),
+        ("rollout.vllm.tolerance", vllm.tolerance, 0 < vllm.tolerance < float("inf"), "above 0"),
+        ("rollout.vllm.importance_cap", vllm.importance_cap, 0 < vllm.importance_cap < float("inf"), "above 0"),
         ("data.max_prompt_tokens", data.max_prompt_tokens, data.max_prompt_tokens >= 1, "at least 1"),
         ("data.max_pass_tokens", data.max_pass_tokens, data.max_pass_tokens >= 1, "at least 1"),
         ("data.eval_limit", data.eval_limit, data.eval_limit is None or data.eval_limit >= 1, "at least 1, or null"),
@@ -297,6 +332,14 @@ def _check_ranges(config: RunConfig) -> None:
     ):
         if not fits:
             raise ConfigError(f"{name}: expected {expected}, got {value}")
+    if rollout.engine == "hf" and vllm.importance != "none":
+        raise ConfigError(
+            "rollout.vllm.importance: expected rollout.engine=vllm; hf samples with the trainer's weights"
+        )
+
+
+def _is_url(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -42,6 +42,7 @@ class StudentCopies(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move `ema` a share `ema_rate` towards the student; renew `snapshot` every `snapshot_steps`."""
         for kind, policy in self.policies.items():
             pairs = zip(_trained(policy.model), _trained(self.student.model), strict=True)
             if kind == "ema":
@@ -56,7 +57,7 @@ class StudentCopies(TrainerCallback):
                     mine.copy_(like(live, mine))
 
     def save(self, checkpoint: Path, write: bool = True) -> None:
-        """To be called on all ranks, which may hold a part of a copy each; one of them writes."""
+        """Write the copies that move, and the state, into `checkpoint`. All ranks call it: each may hold a part."""
         for kind in self._moving():
             tensors = {str(i): whole(p.detach()).cpu() for i, p in enumerate(_trained(self.policies[kind].model))}
             if write:

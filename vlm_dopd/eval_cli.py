@@ -16,11 +16,15 @@ app = typer.Typer()
 
 
 class View(StrEnum):
+    """Values of `--view`."""
+
     plain = "plain"
     privileged = "privileged"
 
 
 class Dtype(StrEnum):
+    """Values of `--dtype`; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"

@@ -40,10 +40,11 @@ class Head:
         return self.weight_UH[: self.vocab_size]
 
     def detach(self) -> Head:
+        """The same head, to score with: no gradient reaches its weight."""
         return replace(self, weight_UH=self.weight_UH.detach())
 
     def scored_as(self, token_N: Tensor) -> Tensor:
-        """Under which ids sampled tokens are looked up."""
+        """Under which ids sampled tokens are looked up, [N]: merged ones all under the first."""
         if not self.merged:
             return token_N
         return token_N.masked_fill(torch.isin(token_N, token_N.new_tensor(self.merged)), self.merged[0])

@@ -3,8 +3,6 @@
 Figures are medians over windows of log lines, so that one odd step is no alarm. The limits are wide: they are to catch
 runs that go wrong, not to rank runs that go right. Where a source gives no number, the constant says what it was set
 by; "our study" are some 60 short runs of the bundled pair with every method of the comparison.
-
-`check` judges the lines of a metrics file. `Watch` does the same line by line during training and tells only news.
 """
 
 from __future__ import annotations
@@ -31,18 +29,15 @@ that collapses goes on (the paper's Fig. 3 and Fig. 8). In our study no sound ru
 ENTROPY_RISE = 3.0
 """Of the larger of the two. The paper's rises a little, then settles (Fig. 8). Our study: 4.4 in a run that failed."""
 LENGTH_RATIO = 2.0
-"""Of the start, up or down. Stop tokens that differ double lengths (METHODS.md d.12, PITFALLS.md 22). Our study: 0.85
-to 1.36."""
+"""Of the start, up or down. Stop tokens that differ double it (METHODS.md d.12, PITFALLS.md 22). Ours: 0.85 to 1.36."""
 TRUNCATED = 0.1
 """A truncated response has no end to learn from. Our study: to 0.06 in sound runs, 0.23 and 0.49 in spoiled ones."""
 REGIME_DRIFT = 0.25
-"""Share of the tokens that are in another regime than at the start; the mean thresholds drift with the student
-(METHODS.md d.4). Our study: at most 0.11."""
+"""Share of the tokens; the mean thresholds drift with the student (METHODS.md d.4). Our study: at most 0.11."""
 GAP_SPREAD = 0.01
 """Nats. If 95 % of the gaps are below it, rounding routes (PITFALLS.md 2). Our study: only where all was learned."""
 MISMATCH = 0.05
-"""Nats a token between the engine that samples and the trainer (PITFALLS.md 36); kernels in bfloat16 differ by 0.01 to
-0.03."""
+"""Nats a token between the engine that samples and the trainer (PITFALLS.md 36); bfloat16 alone is 0.01 to 0.03."""
 RATIO = 0.05
 """Distance of the mean importance ratio from 1, its expectation where both are the same policy."""
 GRADIENT_GROWTH = 10.0
@@ -60,8 +55,7 @@ KEPT = 0.01
 EVAL_STEPS = 100
 """A third of the paper's longest run, without a held-out figure (PITFALLS.md 38)."""
 CERTAIN = 0.1
-"""Share of the tokens held to the student on which the teacher is certain (METHODS.md d.15). Our study, with the guard:
-0.3 in the first lines and below 0.05 from then on."""
+"""Share of HS's tokens on which the teacher is certain (METHODS.md d.15). Our study, guarded: 0.3, then below 0.05."""
 
 Status = Literal["PASS", "WARN", "n.a."]
 Value = float | None
@@ -107,6 +101,7 @@ class History:
             self.eval_steps.append(self.step)
 
     def count(self, name: str) -> int:
+        """How many finite values of `name` there are."""
         return len(self.curves.get(name, ()))
 
     def start(self, name: str) -> Value:
@@ -123,6 +118,7 @@ class History:
         return median(values) if values else None
 
     def last(self, name: str) -> Value:
+        """The latest value; None if there is none."""
         return self.curves[name][-1] if self.count(name) else None
 
 
@@ -138,7 +134,11 @@ NATS, TOKENS, STEPS = (partial(_figure, unit=unit) for unit in (" nats", " token
 
 
 def check(metrics: Iterable[Mapping[str, Any]]) -> list[Check]:
-    """One row a rule, from the lines of a metrics file (`callbacks.read_metrics`) in their order."""
+    """One row a rule, from the lines of a metrics file (`callbacks.read_metrics`) in their order.
+
+    >>> [(one.name, one.figure) for one in check([{"gap/p95": 0.001}] * LINES) if one.status == "WARN"]
+    [('gap spread', '95 % of the gaps below 0.001 nats')]
+    """
     return _judge(History(metrics))
 
 
@@ -156,7 +156,7 @@ def table(checks: Sequence[Check]) -> str:
 
 
 class Watch:
-    """The rules during training: one line at a time, and only news."""
+    """`check` during training: one line at a time, and only news."""
 
     def __init__(self, metrics: Iterable[Mapping[str, Any]] = ()) -> None:
         """`metrics`: the lines of the run so far, if it is resumed. What they would have told is told once more."""

@@ -81,6 +81,7 @@ def add_adapter(model: Any, config: LoraConfig) -> int:
 
 
 def has_adapter(model: Any) -> bool:
+    """Whether adapters are in `model`, by the mark that transformers leaves. Does not import peft."""
     return getattr(model, "_hf_peft_config_loaded", False)
 
 

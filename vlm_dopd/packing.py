@@ -52,6 +52,7 @@ class Packed:
         return hidden_BLH[self.row_N, self.column_N]
 
     def to(self, device: torch.device) -> Packed:
+        """The same pass on `device`; its images stay where they are, the vision tower fetches them."""
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
         places = {name: getattr(self, name).to(device) for name in _PLACES}
         return replace(self, inputs=inputs, **places)

@@ -55,6 +55,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        """Where the LM head lies, and so where hidden states are compared."""
         return self.model.get_output_embeddings().weight.device
 
     @property
@@ -125,11 +126,13 @@ def check_pair(student: Any, teacher: Any) -> None:
 
 
 def check_vocabularies(student: Any, teacher: Any) -> None:
+    """Raises ConfigError unless both tokenizers have the same tokens under the same ids."""
     if tokenizer_of(student).get_vocab() != tokenizer_of(teacher).get_vocab():
         raise ConfigError("teacher and student: expected one tokenizer, got two vocabularies; distil within a family")
 
 
 def check_templates(student: Any, teacher: Any) -> None:
+    """Raises ConfigError unless both processors have the same chat template, byte for byte."""
     if student.chat_template != teacher.chat_template:
         raise ConfigError(
             "teacher and student: expected one chat template, got two; thinking and instruct models must not be mixed"
@@ -137,6 +140,7 @@ def check_templates(student: Any, teacher: Any) -> None:
 
 
 def check_geometries(student: Any, teacher: Any) -> None:
+    """Raises ConfigError unless both processors cut an image into the same patches, or neither sees any."""
     geometry = [getattr(p, "image_processor", None) for p in (student, teacher)]
     facts = [
         g and {k: v for k, v in g.to_dict().items() if k in ("size", "patch_size", "merge_size")} for g in geometry

@@ -39,6 +39,8 @@ class Regime(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
+    """Ā in nats, and q̄_S + q̄_T, which is a sum of two probabilities: 0..2."""
+
     gap: float
     confidence: float
 
@@ -101,6 +103,9 @@ def quantile(value_N: Tensor, level: float) -> float:
     """The value below which the share `level` of the values lies, between two of them in proportion; NaN for none.
 
     By hand: torch.quantile refuses more than 2²⁴ values.
+
+    >>> quantile(torch.tensor([10.0, 0.0, 1.0, 2.0]), 0.5)
+    1.5
     """
     if value_N.numel() == 0:
         return float("nan")
@@ -117,7 +122,15 @@ def route(
     at: Thresholds,
     gap_N: Tensor | None = None,
 ) -> Tensor:
-    """Regime of every token, [N] int64. The regimes partition the tokens: each has exactly one."""
+    """Regime of every token, [N] int64. The regimes partition the tokens: each has exactly one.
+
+    >>> q_S, q_T = torch.tensor([0.8, 0.1, 0.1, 0.9]), torch.tensor([0.9, 0.12, 0.9, 0.1])
+    >>> at = thresholds(q_S.log(), q_T.log())
+    >>> f"{at.gap:.3f} nats, {at.confidence:.2f}"
+    '1.174 nats, 0.98'
+    >>> [Regime(number).name for number in route(q_S.log(), q_T.log(), q_S > 0, at).tolist()]
+    ['LH', 'LL', 'HT', 'HS']
+    """
     student_N, teacher_N = logp_student_N.double(), logp_teacher_N.double()
     gap_N = gaps(student_N, teacher_N) if gap_N is None else gap_N.double()
     high_gap_N = gap_N >= at.gap

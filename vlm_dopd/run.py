@@ -4,6 +4,7 @@ run folder
   config.yaml       the resolved configuration        versions.json   what ran it
   metrics.jsonl     one object a log event            checkpoint-N/   to resume from
   tokens/           what a few responses were taught, token by token
+  report.html       the run page, with report.json; tokens.html beside it
   *.safetensors, …  the student, a plain transformers checkpoint with its processor
 """
 
@@ -37,10 +38,12 @@ from .completions import Completions, ReferenceColumn
 from .config import RunConfig, save_config
 from .copies import StudentCopies
 from .data import SampleDataset
+from .engines import engine_of, watching
 from .errors import ConfigError
 from .evaluation import OpenModel, headline, items
 from .lora import add_adapter
 from .methods import STUDENT_PRIVILEGED, Method
+from .reporting import RunPage
 from .roles import (
     Policy,
     banned_ids,
@@ -54,7 +57,7 @@ from .roles import (
 )
 from .rollout import Engine
 from .rollout.hf import HFRollout
-from .served import is_address
+from .served import is_address, is_url, topk
 from .sharding import shard
 from .token_files import TokenFiles
 from .token_samples import TokenSamples
@@ -99,7 +102,8 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
             "DeepSpeed ZeRO-3: expected a student whose weights are whole while it answers; take FSDP2 "
             "(recipes/accelerate/fsdp2.yaml) with model.teacher_load=sharded, or ZeRO-2"
         )
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    run = Path(config.output_dir)
+    run.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     processor = load_processor(config.model.student, config.model.allow_download)
     student, frozen = _load_policies(config, processor, args.device)
@@ -117,14 +121,17 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     policies = {"student": student, **frozen, **copies.policies}
     if missing := {role.weights for role in method.roles} - set(policies):
         raise ConfigError(f"model.{missing.pop()}: expected a model, method {config.method['name']} scores with it")
-    collator = collator_of(config, method, Encoder(processor, student.model))
+    collator = collator_of(config, method, Encoder(processor, student.model, config.rollout.engine == "vllm"))
     samples = _token_samples(config, method, collator)
     special = [*(student.merged or eos_ids(student.model, tokenizer)), *banned_ids(student.model, tokenizer)]
     completions = _completions(config, method, policies, collator, args.seed)
 
     def build_window(ranks: Any) -> WindowBuilder:
         pad, budget = tokenizer.pad_token_id, config.data.max_pass_tokens
-        return WindowBuilder(policies, method, completions, pad, special, ranks, budget, copies.state, samples)
+        watched = watching(config, method, student, pad, banned_ids(student.model, tokenizer))
+        return WindowBuilder(
+            policies, method, completions, pad, special, ranks, budget, copies.state, samples=samples, **watched
+        )
 
     eval_data = None
     if config.data.eval:
@@ -141,7 +148,7 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         eval_dataset=[] if eval_data is None and config.benchmarks.names else eval_data,
         data_collator=collator,
         processing_class=processor,
-        callbacks=[MetricsFile(Path(config.output_dir) / "metrics.jsonl"), StopOnNonFiniteGradient()],
+        callbacks=[MetricsFile(run / "metrics.jsonl"), StopOnNonFiniteGradient(), RunPage(run)],
     )
 
 
@@ -171,17 +178,22 @@ def _load_policies(config: RunConfig, processor: Any, device: Any) -> tuple[Poli
     if "teacher" in frozen:
         logger.info("attention of scoring and training passes: %s", _attention(config, frozen["teacher"]))
     served = {role: name for role, name in names.items() if name is not None and is_address(name)}
-    return student, frozen | _connect(served, processor, config.model.teacher_dtype, device)
+    return student, frozen | _connect(served, config, processor, device)
 
 
-def _connect(served: dict[str, str], processor: Any, dtype: str, device: Any) -> dict[str, Any]:
-    if not served:
-        return {}
-    try:
-        from .served.policy import connect
-    except ModuleNotFoundError:
-        raise ConfigError("model.teacher: an address needs pyzmq: pip install 'vlm-dopd[serve]'") from None
-    return {role: connect(name, processor, dtype, device, f"model.{role}") for role, name in served.items()}
+def _connect(served: dict[str, str], config: RunConfig, processor: Any, device: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    as_set = {"dtype": config.model.teacher_dtype, "load": config.model.teacher_load}
+    for role, name in served.items():
+        if is_url(name):
+            found[role] = topk.connect(name, config.model.teacher_top_k or 0, processor, device, f"model.{role}")
+            continue
+        try:
+            from .served.policy import connect
+        except ModuleNotFoundError:
+            raise ConfigError(f"model.{role}: an address needs pyzmq: pip install 'vlm-dopd[serve]'") from None
+        found[role] = connect(name, processor, as_set, device, f"model.{role}")
+    return found
 
 
 def _token_samples(config: RunConfig, method: Method, collator: Collator) -> TokenSamples | None:
@@ -213,7 +225,7 @@ def _completions(
         )
     return Completions(
         method=method,
-        engine=HFRollout(student, config.rollout, pad, eos, banned, seed, method.rollout_view),
+        engine=engine_of(config, method, student, pad, eos, banned, seed),
         references=references,
         collator=collator,
         tokenizer=tokenizer,

@@ -20,9 +20,17 @@ class ServedPolicy(Protocol):
     """Weights that another process holds."""
 
     @property
-    def device(self) -> torch.device: ...
-    def forget(self) -> None: ...
-    def submit(self, passes: Sequence[Packed]) -> Callable[[], Scored]: ...
+    def device(self) -> torch.device:
+        """Where the scores will lie."""
+        ...
+
+    def forget(self) -> None:
+        """To be called when a window begins: its images are sent once."""
+        ...
+
+    def submit(self, passes: Sequence[Packed]) -> Callable[[], Scored]:
+        """Send rows off; what is returned waits for their scores."""
+        ...
 
 
 def submit(policy: Policy | ServedPolicy, passes: Sequence[Packed]) -> Callable[[], Scored]:

@@ -71,6 +71,7 @@ class TokenSamples(TrainerCallback):
         """By identity of a pass with gradient: its micro-batch and its view."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """After a resume, the files of steps that will come again go."""
         self.last = state.max_steps - 1
         if state.is_world_process_zero:
             self.files.forget_after(state.global_step)
@@ -129,6 +130,7 @@ class TokenSamples(TrainerCallback):
         one.candidates = (list(opinions), candidates)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Write the step's file, if responses were chosen in it, and let go of them."""
         if self.taken and state.is_world_process_zero:
             self.files.write(self.step, [(one.group, one.response, self._figures(one)) for one in self.taken])
         self.taken, self._views = [], {}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback
 
-from .callbacks import Progress
+from .callbacks import Progress, StepTime, peak_memory
 from .chunked_loss import LossOutput, routed_loss
 from .copies import StudentCopies
 from .errors import TrainingError
@@ -56,6 +56,8 @@ class DopdTrainer(StudentUploads):
         self.model_accepts_loss_kwargs = True
         self.student, self.copies, self.evaluate_student = student, copies, evaluate_student
         self.add_callback(copies)
+        self.step_time = StepTime(self._add)
+        self.add_callback(self.step_time)
         self.samples = samples
         if samples is not None:
             self.add_callback(samples)
@@ -67,6 +69,7 @@ class DopdTrainer(StudentUploads):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, tuple[TrainingBatch, ...]]], int]:
         """The next window: `num_batches` micro-batches, and the denominator of their summed loss over all ranks."""
+        self.step_time.began = time.perf_counter()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         progress = self.state.global_step / max(self.state.max_steps, 1)
         gather(self.student.model)
@@ -137,6 +140,9 @@ class DopdTrainer(StudentUploads):
             total, count = (sum(values) for values in zip(*(rank[name] for rank in ranks), strict=True))
             if count:
                 means[name] = total / count
+        if "time/step" in means:
+            means["time/tokens_per_s"] = means["rollout/tokens"] / means["time/step"]
+            means["memory/peak_gib"] = peak_memory()
         super().log({**logs, **means}, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -30,6 +30,8 @@ class EncodedImage:
     """[patches, channels · time · height · width]"""
     grid_thw: Tensor
     """Patches along time, height and width."""
+    picture: Any = None
+    """The PIL image itself, where the encoder was told to keep it: for an engine that cuts it into patches again."""
 
 
 @dataclass

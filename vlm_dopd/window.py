@@ -23,11 +23,14 @@ from .chunked_loss import Scored, Term, compare_tokens
 from .collate import Batch, Prompt
 from .completions import Completions
 from .errors import TrainingError
+from .importance import Importance
+from .importance import figures as importance_figures
 from .methods import Method, Role, View, WindowScores
 from .methods._responses import Responses
 from .packing import Packed, pack
 from .roles import Policy
 from .rollout import Response
+from .rollout.mismatch import MismatchCheck
 from .scoring import ServedPolicy, submit
 
 logger = logging.getLogger(__name__)
@@ -38,13 +41,17 @@ class Ranks(Protocol):
 
     process_index: int
 
-    def autocast(self) -> AbstractContextManager[Any]: ...
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of mixed precision that passes run in."""
+        ...
 
 
 class Samples(Protocol):
     """What of `token_samples.TokenSamples` a window needs."""
 
-    def window(self, step: int, batches: Any, responses: Any, scores: Any, weight_RN: Any, training: Any) -> None: ...
+    def window(self, step: int, batches: Any, responses: Any, scores: Any, weight_RN: Any, training: Any) -> None:
+        """Told of each window once it is routed; `weight_RN` is that of each micro-batch, before any mean."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class Window:
+    """One optimiser step's worth of passes, routed and weighted: what is left is to take their loss."""
+
     batches: tuple[tuple[TrainingBatch, ...], ...]
     """The passes of each micro-batch."""
     denominator: int
@@ -97,11 +106,17 @@ class WindowBuilder:
         ranks: Ranks,
         max_tokens: int | None = None,
         state: dict[str, float] | None = None,
+        check: MismatchCheck | None = None,
+        importance: Importance | None = None,
         samples: Samples | None = None,
     ) -> None:
+        """`check`: of what the engine says of its samples; `importance`: what corrects the loss for it."""
         self.policies, self.method, self.completions = policies, method, completions
         self.pad_id, self.ranks, self.max_tokens = pad_id, ranks, max_tokens
         self.state = {} if state is None else state
+        self.check, self.importance = check, importance
+        own = [importance.role] if importance else []
+        self.roles = tuple(dict.fromkeys([*method.roles, *own]))
         self.special_ids = torch.tensor(sorted(special_ids))
         self.samples = samples
         self._unwarned = True
@@ -114,12 +129,17 @@ class WindowBuilder:
         with self.ranks.autocast():
             responses = self.completions(batches, step)
             rolled_out = time.perf_counter()
+            mismatch = self._compared(batches, responses, step)
             asked = [self._ask(*pair) for pair in zip(batches, responses, strict=True)]
             scores = [self._score(*of) for of in zip(batches, responses, asked, strict=True)]
         weight_RN, figures = self._route(scores, progress)
-        figures |= self._count(batches, responses)
+        figures |= self._count(batches, responses) | mismatch
         self._warn_without_p(batches)
         figures |= {"time/rollout": rolled_out - began, "time/score": time.perf_counter() - rolled_out}
+        if self.importance:
+            ratio_N = torch.cat([self._ratio(self.importance, s) for s in scores])
+            figures |= importance_figures(gather_object(ratio_N), self.importance.cap)
+            weight_RN = weight_RN * ratio_N
         mine_RN = weight_RN.split([s.has_privilege_N.numel() for s in scores], dim=1)
         training = tuple(self._training_batches(s, w) for s, w in zip(scores, mine_RN, strict=True))
         if self.samples is not None and self.ranks.process_index == 0:
@@ -130,6 +150,15 @@ class WindowBuilder:
         counted = {"seq_mean": "rollout/sequences", "token_mean": "rollout/tokens"}
         denominator = int(figures[counted[self.method.reduction]]) if self.method.reduction in counted else 1
         return Window(training, denominator, figures)
+
+    def _compared(self, batches: Sequence[Batch], responses: list[list[list[Response]]], step: int) -> dict[str, float]:
+        if self.check is None:
+            return {}
+        groups = [group for batch in batches for group in batch.groups]
+        return self.check(groups, [siblings for own in responses for siblings in own], step)
+
+    def _ratio(self, importance: Importance, scores: _Scores) -> Tensor:
+        return importance.weights(scores.by_role[importance.role].logp_N.cpu(), scores.responses)
 
     def _warn_without_p(self, batches: Sequence[Batch]) -> None:
         """Once: a builder that finds nothing in the data is a mistake more often than a wish."""
@@ -145,10 +174,10 @@ class WindowBuilder:
 
     def _ask(self, batch: Batch, siblings: list[list[Response]]) -> _Asked:
         """All micro-batches are asked for before any answer is waited for: a served teacher is at work meanwhile."""
-        views = {role.view for role in self.method.roles} | {c.student_view for c in self.method.components}
+        views = {role.view for role in self.roles} | {c.student_view for c in self.method.components}
         ids = [response.id_T for own in siblings for response in own]
         packed = {view: self._pack(self.completions.prompts(batch, siblings, view), ids) for view in sorted(views)}
-        roles = sorted(self.method.roles, key=lambda role: role.weights == "teacher")  # a served one: waited for last
+        roles = sorted(self.roles, key=lambda role: role.weights.startswith("teacher"))  # waited for last
         return packed, {role: submit(self.policies[role.weights], packed[role.view]) for role in roles}
 
     def _score(self, batch: Batch, siblings: list[list[Response]], asked: _Asked) -> _Scores:

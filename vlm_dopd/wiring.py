@@ -14,6 +14,7 @@ from .methods import Method
 
 
 def builder_of(config: RunConfig) -> Builder:
+    """The builder of `data.builder` with its options. Raises DataError, as `get_builder` does."""
     return get_builder(config.data.builder, **config.data.builder_options)
 
 
@@ -26,6 +27,7 @@ def training_data(config: RunConfig) -> SampleDataset:
 
 
 def collator_of(config: RunConfig, method: Method, encoder: Encoder) -> Collator:
+    """A collator that writes every prompt the method's roles are shown, and keeps samples where rewards need them."""
     views = {role.view for role in method.roles}
     later = method.needs_reward or wants_references(method) or bool(views & set(HEADERS))
     return Collator(

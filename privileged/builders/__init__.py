@@ -57,7 +57,9 @@ class Builder(Protocol):
 
     discloses: ClassVar[Disclosure]
 
-    def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock: ...
+    def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock:
+        """p of one sample as text and images; an empty block if there is nothing to say. Raises DataError."""
+        ...
 
 
 def discloses(builder: Builder) -> Disclosure:
@@ -79,5 +81,11 @@ def find(name: str) -> ModuleType:
 
 
 def get_builder(name: str, **options: Any) -> Builder:
-    """Builder `name` with its options. Raises DataError if the name or an option is unknown."""
+    """Builder `name` with its options. Raises DataError if the name or an option is unknown.
+
+    >>> get_builder("boxes", style="lines").style
+    'lines'
+    >>> get_builder("crops").discloses, get_builder("answer").discloses
+    ('cue', 'answer')
+    """
     return _PLUGINS.get(name, options)

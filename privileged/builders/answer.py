@@ -22,6 +22,7 @@ class Answer:
     discloses: ClassVar[Disclosure] = "answer"
 
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock:
+        """Empty without an answer; the record is not looked at."""
         if not sample.answer or not sample.answer.strip():
             return PrivilegedBlock()
         text = "\n".join([HEADER, escape(sample.answer), FOOTER])

@@ -18,6 +18,7 @@ class Caption:
     discloses: ClassVar[Disclosure] = "derivable"
 
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock:
+        """Empty without a note of kind `caption`."""
         captions = tuple(note.text for note in record.notes if note.kind == "caption")
         if not captions:
             return PrivilegedBlock()

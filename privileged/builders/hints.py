@@ -45,6 +45,7 @@ class Hints:
         check_choice("hints", "mode", self.mode, MODES)
 
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock:
+        """Numbered lines, but for `summary`; empty without a note of the mode's kind."""
         kind, header, footer = MODES[self.mode]
         notes = tuple(note.text for note in record.notes if note.kind == kind)
         if not notes:

@@ -14,6 +14,7 @@ class NoPrivilege:
     discloses: ClassVar[Disclosure] = "none"
 
     def build(self, sample: Sample, record: PrivilegedRecord) -> PrivilegedBlock:
+        """Always empty."""
         return PrivilegedBlock()
 
 

@@ -42,7 +42,9 @@ class Reader(Protocol):
     Raises DataError for a file that is not of the format at all; a bad object or image in a good file is counted.
     """
 
-    def read(self, path: Path, report: Report) -> Iterator[Annotated]: ...
+    def read(self, path: Path, report: Report) -> Iterator[Annotated]:
+        """One `Annotated` a sample, in the order of the file, or of the names in a folder."""
+        ...
 
 
 _PLUGINS = Plugins(kind="reader", package=__name__, path=__path__, group=ENTRY_POINTS)
@@ -59,7 +61,14 @@ def find(name: str) -> ModuleType:
 
 
 def get_reader(name: str, **options: Any) -> Reader:
-    """Reader `name` with its options. Raises DataError if the name or an option is unknown."""
+    """Reader `name` with its options. Raises DataError if the name or an option is unknown.
+
+    >>> get_reader("points", unit="rel1000").unit
+    'rel1000'
+    >>> get_reader("points", unit="mm")
+    Traceback (most recent call last):
+    privileged.errors.DataError: reader 'points': unit: expected one of px, rel1, percent, rel1000, got 'mm'
+    """
     return _PLUGINS.get(name, options)
 
 
@@ -68,6 +77,14 @@ def write_example(name: str, folder: Path) -> tuple[Reader, Path]:
 
     EXAMPLE holds `files` (name -> text, or rows for a Parquet file), `path` (what to read), `images` (name -> size;
     grey ones are made under `images/`) and `options`. `image_root` is set for an example that has images.
+
+    >>> import tempfile
+    >>> reader, path = write_example("coco", Path(tempfile.mkdtemp()))
+    >>> for sample in reader.read(path, report := Report()):
+    ...     print([(region.label, region.box) for region in sample.record.regions])
+    [('cup', (64.0, 48.0, 96.5, 88.0)), ('dog', (200.0, 150.0, 300.0, 270.0))]
+    >>> report.objects
+    Counter({'kept': 2})
     """
     example = find(name).EXAMPLE
     for file, content in example["files"].items():

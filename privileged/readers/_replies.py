@@ -53,6 +53,7 @@ class Replies(Options):
     `.json` or `.txt` file, or a folder of them, that holds one reply each for the image of the same name."""
 
     def read(self, path: Path, report: Report) -> Iterator[Annotated]:
+        """The sample id is the row's `id`, or the name of the image or file without suffix."""
         if path.suffix == ".jsonl":
             yield from self.samples(json_rows(path, self.max_bytes), self._row, report)
         else:

@@ -27,6 +27,7 @@ SHAPES = ("box", "polygon", "polyline", "points", "mask", "ellipse")
 @dataclass(frozen=True, kw_only=True)
 class Cvat(Options):
     def read(self, path: Path, report: Report) -> Iterator[Annotated]:
+        """Images first, then the frames of all tracks together, in their order."""
         root = load_xml(path, self.max_bytes, "annotations")
         images = ((f"{path.name}: image {image.get('name')!r}", image) for image in root.iter("image"))
         yield from self.samples(images, self._image, report)

@@ -27,6 +27,7 @@ class Gqa(Options):
     """The file holds no image names: they are the image id and this suffix."""
 
     def read(self, path: Path, report: Report) -> Iterator[Annotated]:
+        """`path` is one JSON file of scene graphs."""
         scenes = load_json(path, self.max_bytes)
         rows = ((f"{path.name}: image {key}", (key, scene)) for key, scene in scenes.items())
         yield from self.samples(rows, self._scene, report)

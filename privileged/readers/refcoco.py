@@ -30,6 +30,7 @@ class RefCoco(Options):
     """Only references of this split (`train`, `val`, `testA`, `testB`, `test`); all if empty."""
 
     def read(self, path: Path, report: Report) -> Iterator[Annotated]:
+        """`path` is the folder that holds `refs.json` and `instances.json`."""
         if not path.is_dir():
             read_bytes(path, self.max_bytes)  # names a pickle as what it is
             raise DataError(f"{path.name}: expected the folder that holds refs.json and instances.json, got a file")

@@ -29,6 +29,7 @@ class VisualGenome(Options):
     """Image names are the image id and this suffix."""
 
     def read(self, path: Path, report: Report) -> Iterator[Annotated]:
+        """`path` is the folder of `objects.json`; the other files join it where they are there."""
         if not path.is_dir():
             raise DataError(f"{path.name}: expected the folder that holds objects.json, got something else")
         rows = self._by_image(path / "objects.json", report)

@@ -47,6 +47,7 @@ class Case:
     pass_tokens: int = 16_384
     checkpointing: bool = False
     freeze_vision: bool = True
+    lora_rank: int = 0
 
 
 CASES = (
@@ -59,6 +60,8 @@ CASES = (
     Case(name="accumulation, passes", accumulation=2, pass_tokens=600, response=40, side=224, layers=4),
     Case(name="trained tower", freeze_vision=False, vision_hidden=192, layers=4, response=32),
     Case(name="a copy of the student", method="sdft", layers=4, response=32),
+    Case(name="lora", lora_rank=16),
+    Case(name="lora, copies, checkpointing", lora_rank=16, method="sdft", checkpointing=True, layers=8, tied=False),
 )
 
 
@@ -117,6 +120,7 @@ def build(case: Case, folder: Path, data: Path) -> Any:
             "teacher": f"{folder}/teacher",
             "teacher_dtype": "float32",
             "freeze_vision": case.freeze_vision,
+            "lora": {"r": case.lora_rank, "dtype": "float32"} if case.lora_rank else None,
         },
         "data": {
             "train": str(data),
@@ -168,6 +172,7 @@ def describe(case: Case, trainer: Any) -> Any:
         checkpointing=case.checkpointing,
         flex=False,
         frozen_bytes=4,
+        lora_rank=case.lora_rank,
         cpu=True,
     )
 

@@ -40,9 +40,11 @@ class EncoderLike(Protocol):
 
     processor: Any
 
-    def render(self, view: View) -> str: ...
+    def render(self, view: View) -> str:
+        """The prompt as the chat template writes it, up to where the assistant begins."""
 
-    def encode(self, view: View, seen: dict[int, Any] | None = None) -> Any: ...
+    def encode(self, view: View, seen: dict[int, Any] | None = None) -> Any:
+        """The prompt's token ids, and its images as the model will see them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,7 @@ class Prompt:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
+        """The prompt's images, in its order."""
         return tuple(piece.picture for piece in self.pieces if piece.picture)
 
     @property
@@ -104,6 +107,7 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
+        """Length of the prompt, image tokens included."""
         return len(self.ids)
 
     def count(self, kind: Kind) -> int:

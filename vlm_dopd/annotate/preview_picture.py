@@ -68,6 +68,7 @@ class Word:
 
     @functools.cached_property
     def width(self) -> float:
+        """In px, without the space after it."""
         return self.image.width if self.image else self.font.getlength(self.text) if self.font else 0.0
 
     def split(self, room: float) -> tuple[Word, Word]:
@@ -86,6 +87,7 @@ class Row:
 
     @property
     def height(self) -> int:
+        """In px, that of its tallest image or of a line of text."""
         return max([LINE, *(word.image.height + 6 for word in self.words if word.image)])
 
 

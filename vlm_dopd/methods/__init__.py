@@ -124,14 +124,17 @@ class Method:
 
     @property
     def roles(self) -> tuple[Role, ...]:
+        """Whose scores `weights` reads or components aim at. Each costs a pass without gradient, so name no others."""
         raise NotImplementedError
 
     @property
     def components(self) -> tuple[Component, ...]:
+        """The kinds of loss, R of them, in the order of the rows of `weights`."""
         raise NotImplementedError
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
+        """Numbers beyond log-probability and entropy that `weights` reads; none by default."""
         return ()
 
     def weights(self, scores: WindowScores) -> tuple[Tensor, dict[str, float]]:
@@ -151,7 +154,15 @@ def available() -> list[str]:
 
 
 def find(name: str) -> type[Method]:
-    """The class of method `name`. Raises ConfigError with the close match if there is none."""
+    """The class of method `name`. Raises ConfigError with the close match if there is none.
+
+    >>> for part in find("dopd")().components[:4]:
+    ...     print(part.name, part.target.weights, part.target.view, part.divergence.kind, part.divergence.support)
+    LH teacher privileged rkl topk
+    LL student privileged rkl topk
+    HT teacher privileged js full
+    HS student privileged rkl topk
+    """
     try:
         return _PLUGINS.find(name).METHOD
     except DataError as error:

@@ -30,6 +30,8 @@ ROUTED = tuple(regime.name for regime in Regime if regime is not Regime.NP)
 
 @dataclass(frozen=True, kw_only=True)
 class Ablations(Method):
+    """The fields that DOPD and what is built on it share, and how they change a regime's component."""
+
     regimes: tuple[str, ...] = ROUTED
     """Which regimes get a loss (Table 6; Table 8, w/o distillation from student or teacher)."""
     adaptive: bool = True
@@ -84,7 +86,8 @@ class Ablations(Method):
 
 
 def shuffled(member_RN: Tensor, routed_N: Tensor, draw_2N: Tensor) -> Tensor:
-    """The columns of the routed tokens dealt out among them: the i-th in one lot gets that of the i-th in the other."""
+    """The columns of the routed tokens dealt out among them, [R, N]: the i-th in one lot gets that of the i-th in the
+    other."""
     place_n = routed_N.nonzero()[:, 0]
     to_n, from_n = (place_n[draw_n.argsort()] for draw_n in draw_2N[:, routed_N])
     shuffled_RN = member_RN.clone()

@@ -14,6 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Responses:
+    """Columns over tokens (N) and over responses (M). All ranks together, so no two groups share a number."""
+
     token_N: Tensor
     """Sampled ids."""
     response_N: Tensor
@@ -43,6 +45,7 @@ class Responses:
 
     @property
     def length_M(self) -> Tensor:
+        """Tokens of each response; 0 for an empty one."""
         return self.response_N.bincount(minlength=self.group_M.numel())
 
     @property
@@ -57,6 +60,7 @@ class Responses:
         return self.sum_M(value_N * mask_N) / self.sum_M(mask_N).clamp(min=1)
 
     def sum_M(self, value_N: Tensor) -> Tensor:
+        """Sum over the tokens of each response, [M], in the dtype of `value_N`."""
         return value_N.new_zeros(self.group_M.numel()).index_add_(0, self.response_N, value_N)
 
     def group_sum_M(self, value_M: Tensor) -> Tensor:

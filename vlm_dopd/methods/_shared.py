@@ -44,12 +44,12 @@ def clipped(scores: WindowScores, advantage_N: Tensor, low: float, high: float) 
 
 
 def min_max(value_N: Tensor, counted_N: Tensor) -> Tensor:
-    """To 0..1 between the extremes of the counted tokens; 0 where these are equal, or none."""
+    """To 0..1 between the extremes of the counted tokens, [N]; 0 where these are equal, or none."""
     return quantile_scaled(value_N, counted_N, 0.0, 1.0)
 
 
 def quantile_scaled(value_N: Tensor, counted_N: Tensor, low: float = 0.05, high: float = 0.95) -> Tensor:
-    """clip((z − Q_low) / (Q_high − Q_low), 0, 1), quantiles over the counted tokens; 0 if these are equal, or none."""
+    """clip((z − Q_low) / (Q_high − Q_low), 0, 1), quantiles over the counted tokens, [N]; 0 if equal or none."""
     bottom, top = (quantile(value_N[counted_N], level) for level in (low, high))
     if not top > bottom:
         return torch.zeros_like(value_N)
@@ -62,6 +62,9 @@ def top_share(score_N: Tensor, share: float, counted_N: Tensor, segment_N: Tenso
     Tokens that tie at the border share what is left of the budget, so the order of tokens decides nothing. Tokens that
     are not counted are kept from the same score on. With `segment_N` (0, 1, …) each segment has a budget of its own.
     Nothing counted: everything is kept.
+
+    >>> top_share(torch.tensor([3.0, 1.0, 1.0, 0.0]), 0.5, torch.tensor([True] * 4)).tolist()
+    [1.0, 0.5, 0.5, 0.0]
     """
     segment_N = torch.zeros_like(counted_N, dtype=torch.long) if segment_N is None else segment_N
     count = int(segment_N.max()) + 1 if segment_N.numel() else 0
@@ -83,7 +86,7 @@ def top_share(score_N: Tensor, share: float, counted_N: Tensor, segment_N: Tenso
 
 
 def fractions(kept_N: Tensor) -> Tensor:
-    """Weights of a mean over the kept tokens, for the reduction `sum`; 0 if there are none."""
+    """Weights of a mean over the kept tokens, [N], for the reduction `sum`; 0 if there are none."""
     return kept_N / kept_N.sum(dtype=torch.float64).clamp(min=1e-12).to(kept_N.dtype)
 
 
@@ -94,7 +97,7 @@ def mean(value_N: Tensor, weight_N: Tensor | None = None) -> float:
 
 
 def group_z_score(value_M: Tensor, responses: Responses) -> Tensor:
-    """(value − mean) / standard deviation over the student's own responses of each group; 0 where these are equal.
+    """(value − mean) / standard deviation, [M], over the student's own responses of each group; 0 where all are equal.
 
     Population deviation: a group of one has a value as well. Reference completions get 0.
     """

@@ -43,6 +43,7 @@ class ExOPD(Method):
 
     @property
     def anchor(self) -> Role:
+        """The role of R, which the reward and the penalty are measured from."""
         return Role(self.reference, "plain")
 
     @property

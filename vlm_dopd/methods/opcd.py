@@ -36,6 +36,7 @@ class OPCD(Method):
 
     @property
     def target(self) -> Role:
+        """The role of T⁺."""
         return Role(self.teacher, "privileged")
 
     @property

@@ -56,6 +56,7 @@ class OPD(Method):
 
     @property
     def rollout_view(self) -> Literal["plain", "privileged"]:  # type: ignore[override]
+        """Who is trained with p writes with p: the rollout has the view of the loss."""
         return self.student_view
 
     @property

@@ -50,6 +50,7 @@ class OPSD(Method):
 
     @property
     def target(self) -> Role:
+        """The role of T⁺."""
         return Role(self.self_teacher, "privileged")
 
     @property

@@ -18,6 +18,8 @@ NODE_LINK = 50.0
 
 @dataclass(frozen=True)
 class GPU:
+    """One model of GPU by its peaks, which no kernel reaches."""
+
     name: str
     memory_gib: float
     bf16: float

@@ -11,7 +11,10 @@ from typing import Any, Literal, get_args
 from ..config import RunConfig, read_settings, typed
 from ..copies import KINDS
 from ..errors import ConfigError, closest
+from ..loading import Held
+from ..lora import LoraConfig
 from ..methods import Method, Role
+from ..served import is_address
 from .shapes import Shape, find_shape
 
 Sharding = Literal["none", "zero2", "fsdp2", "zero3"]
@@ -60,14 +63,21 @@ class Job:
     flex: bool = True
     """FlexAttention; else SDPA with dense masks, as on a CPU."""
     frozen_bytes: int = 2
-    """Of a parameter of the models that never change."""
+    """Of a parameter of the models that never change, unless it is quantised."""
+    frozen_held: Held = "full"
+    """How the matrices of their layers lie on the GPU."""
     lora_rank: int = 0
-    """0: all of the text model is trained."""
+    """0: all of the text model is trained. Adapters are taken to be on all seven matrices of a layer."""
+    base_bytes: int = 4
+    """Of a parameter of the student, unless it is quantised: 2 under LoRA with `model.lora.dtype=bfloat16`."""
+    base_held: Held = "full"
+    """nf4 under QLoRA."""
     cpu: bool = False
     """Device and host are one: pixels count, no CUDA context does."""
 
     @cached_property
     def copies(self) -> tuple[str, ...]:
+        """Kinds of student copies that the method's roles need, each one more set of trained weights."""
         return tuple(kind for kind in KINDS if kind in {role.weights for role in self.method.roles})
 
     @cached_property
@@ -82,6 +92,7 @@ class Job:
 
     @property
     def images(self) -> int:
+        """Images of a prompt; 0 for a student without a vision tower, whatever the data hold."""
         return self.work.images if self.student.vision else 0
 
     @property
@@ -164,7 +175,10 @@ def job_of(
     allow, paths = config.model.allow_download, {"teacher": config.model.teacher}
     if config.model.teacher_base:
         paths["teacher_base"] = config.model.teacher_base
+    if served := [role for role, path in paths.items() if is_address(path)]:
+        raise ConfigError(f"model.{served[0]}: a plan reads its config file: give a folder or hub name, not an address")
     rollout = config.rollout
+    lora = config.model.lora or (LoraConfig(r=lora_rank) if lora_rank else None)
     return Job(
         student=find_shape(config.model.student, allow),
         frozen={role: find_shape(path, allow) for role, path in paths.items()},
@@ -184,7 +198,10 @@ def job_of(
         tf32=bool(config.train.get("tf32", False)),
         flex=config.model.attention != "sdpa",
         frozen_bytes=2 if config.model.teacher_dtype == "bfloat16" else 4,
-        lora_rank=lora_rank,
+        frozen_held=config.model.teacher_load,
+        lora_rank=lora_rank or (lora.r if lora else 0),
+        base_bytes=2 if lora and lora.dtype == "bfloat16" else 4,
+        base_held=(lora and lora.quantize) or "full",
     )
 
 

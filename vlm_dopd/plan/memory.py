@@ -12,13 +12,16 @@ Sharding of the student over N GPUs, of P parameters of which Q are trained (P, 
     zero2   as ZeRO's paper counts in bf16: weights 2·P whole; gradients 2·Q / N, AdamW and a float32 copy 12·Q / N
     zero3   as zero2, with the weights / N too; the layer in use and the next are whole, embedding and LM head always
 
-Frozen models are whole on every GPU. A copy of the student (`ema`, `initial`, `snapshot`) has 4·Q of its own. LoRA
-keeps the base in float32, as this trainer loads students, without autocast's copies of what is not trained.
+Frozen models are whole on every GPU; 8 bits are one byte a weight, nf4 half a byte and a float32 number for each 64
+weights, of offloaded layers one is there at a time, of sharded ones a share and two. A copy of the student (`ema`,
+`initial`, `snapshot`) has 4·Q of its own, but for `initial` under LoRA, which is the base. Under LoRA P keeps the dtype
+of `model.lora.dtype` and Q, the adapters, comes on top; autocast keeps no copies of what is not trained, but a float32
+matrix's bfloat16 form waits for the backward.
 
 Not modelled: the allocator's fragments (a share of the GPU is left free for them, see `suggest.ROOM`); workspaces of
 kernels; saving a checkpoint; evaluation; prefetched batches; images that only probes or builders show (`crops`,
 `degraded`, `masked`); padding of uneven rows (up to a tenth of a pass); the logits of two targets for one token (one
-more buffer of the loss); CPU offload and quantised weights; rollout engines in other processes.
+more buffer of the loss); a 4-bit matrix while it is spelt out for its product; rollout engines in other processes.
 """
 
 from __future__ import annotations
@@ -26,10 +29,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..chunked_loss import BLOCK, CHUNK
+from ..loading import Held
 from ..methods import Role
 from ..vision import PATCHES
 from .job import Job
-from .shapes import Text, Vision
+from .shapes import Shape, Text, Vision
 
 PHASES = ("rollout", "score", "loss", "backward", "update")
 GIB = 2**30
@@ -55,6 +59,7 @@ def memory(job: Job) -> dict[str, Parts]:
 
 
 def peak(job: Job) -> float:
+    """Bytes of one GPU at the fullest moment of the whole step."""
     return max(sum(parts.values()) for parts in memory(job).values())
 
 
@@ -67,10 +72,26 @@ def layer_activations(text: Text, job: Job) -> int:
     product has a bfloat16 copy of its input.
     """
     h, q, k, m = text.hidden, text.queries, text.keys, text.intermediate
+    if job.lora_rank:
+        return _adapted(text, job)
     if not job.bf16:
         return 4 * (6 * h + (4 * q + 4 * k if job.flex else 6 * q + 2 * k) + 4 * m)
     attention = 10 * q + 10 * k if job.flex else 12 * q + 6 * k
     return (26 if job.sharding == "none" else 16) * h + attention + 8 * m
+
+
+def _adapted(text: Text, job: Job) -> int:
+    """The same under LoRA, where a frozen matrix keeps no input and a frozen norm only its own, in float32.
+
+    Each pair keeps the input of A, in its own dtype, and what A makes of it. In bfloat16 that input is a copy for each
+    pair; in float32 pairs with one input share it, and that of the output projection is attention's own result.
+    """
+    h, q, k, m = text.hidden, text.queries, text.keys, text.intermediate
+    low = job.bf16 or job.base_bytes == 2
+    pair, product = 2 if job.bf16 else 4, 2 if low else 4
+    inputs = pair * (5 * h + q + m) if low else 4 * (2 * h + m)
+    attention = product * (2 * q + 2 * k if job.flex else 4 * q)
+    return inputs + 8 * h + 4 * (q + k) + attention + 3 * product * m + 7 * pair * job.lora_rank
 
 
 def vision_activations(vision: Vision, job: Job, checkpointing: bool = False) -> int:
@@ -86,7 +107,9 @@ def activations(job: Job) -> float:
     text, vision = job.student.text, job.student.vision
     rows, length = job.rows("plain", job.max_new_tokens), job.group("plain", job.max_new_tokens)
     residual = float(rows * length * _residual_bytes(job) * text.hidden)
-    total = residual * (text.layers + 3 if job.checkpointing else 3)
+    # Beside the layers: the last norm, and the first one's input, which under LoRA has no gradient to wait for.
+    total = residual * 3 if not job.lora_rank else 4.0 * rows * length * text.hidden * job.checkpointing
+    total += residual * text.layers * job.checkpointing
     if not job.checkpointing:
         total += text.layers * _layer(job)
     if vision and not job.freeze_vision:
@@ -104,7 +127,8 @@ def _resident(job: Job) -> Parts:
     n, whole = job.gpus, job.sharding == "none"
     low = 2 if job.bf16 else 4
     zero = job.sharding.startswith("zero")
-    weights = (low if zero else 4) * job.student.parameters
+    weights = held_bytes(job.student, low if zero else job.base_bytes, job.base_held)
+    weights += (low if zero else 4) * job.trained if job.lora_rank else 0.0
     states = (8 + (4 if zero and job.bf16 else 0)) * job.trained
     parts: Parts = {
         "student weights": weights / (1 if job.sharding in ("none", "zero2") else n),
@@ -118,9 +142,9 @@ def _resident(job: Job) -> Parts:
     if whole and n > 1:
         parts["DDP buckets"] = 4.0 * job.trained
     for name, shape in job.frozen.items():
-        parts[f"{name} weights"] = float(job.frozen_bytes * shape.parameters)
+        parts[f"{name} weights"] = held_bytes(shape, job.frozen_bytes, job.frozen_held, n)
     for kind in job.copies:
-        parts[f"{kind} copy"] = 4.0 * job.trained
+        parts[f"{kind} copy"] = 0.0 if job.lora_rank and kind == "initial" else 4.0 * job.trained
     if job.cpu:
         vision = job.student.vision
         patches = job.window * job.images * job.work.image_tokens * (vision.merge if vision else 0)
@@ -130,6 +154,15 @@ def _resident(job: Job) -> Parts:
     return parts
 
 
+def held_bytes(shape: Shape, dense: int, held: Held, ranks: int = 1) -> float:
+    """Of a model's weights on one GPU: the matrices of its layers as `held`, all others with `dense` bytes each."""
+    layers = shape.text.layers
+    matrices = layers * shape.text.layer_products
+    sharded = dense * (1 / ranks + 2 / layers) if ranks > 1 else dense
+    each = {"full": dense, "int8": 1.0, "nf4": 0.5 + 4 / 64, "offload": dense / layers, "sharded": sharded}[held]
+    return dense * (shape.parameters - matrices) + each * matrices
+
+
 def _rollout(job: Job) -> list[Parts]:
     """The image encoder, the prompts, the last token."""
     text = job.student.text
@@ -137,7 +170,7 @@ def _rollout(job: Job) -> list[Parts]:
     prompts = min(job.window, max(1, job.rollout_batch // job.siblings))
     sequences = prompts * job.siblings
     has: Parts = {"autocast copies": _autocast(job, head=True), "vision features": _features(job, ["student"])}
-    token = text.layers * text.keys * (6 if job.bf16 else 8)
+    token = text.layers * text.keys * (4 if job.base_bytes == 2 else 6 if job.bf16 else 8)
     filled = has | {
         "KV cache": float(prompts * prompt * token),
         "rollout buffers": prompts * prompt * _forward_bytes(job, "student") + _dense_mask(job, prompts, prompt),
@@ -181,7 +214,7 @@ def _kept(job: Job) -> Parts:
     return {
         "vision features": _features(job, job.seeing(job.method.roles)),
         "hidden states": _store(job) + 4.0 * 2 * responses * job.student.text.hidden,
-        "autocast copies": 0.0 if job.checkpointing else _autocast(job, head=True),
+        "autocast copies": 0.0 if job.checkpointing else _autocast(job, head=True) + _waiting(job),
         "gradients": _gradients(job) if _several(job) else 0.0,
         "activations": activations(job),
         "LM head's gradient": 0.0 if job.lora_rank else 4.0 * job.student.text.head,
@@ -231,6 +264,13 @@ def _autocast(job: Job, head: bool = False) -> float:
     return 2.0 * (text.layers * text.layer_products + (text.head if head else 0))
 
 
+def _waiting(job: Job) -> float:
+    """Bfloat16 forms of frozen float32 matrices: autocast makes them anew for every pass, the backward needs them."""
+    if not (job.bf16 and job.lora_rank and job.base_bytes == 4 and job.base_held == "full"):
+        return 0.0
+    return 2.0 * (job.student.text.layers * job.student.text.layer_products + job.student.text.head)
+
+
 def _features(job: Job, models: Iterable[str]) -> float:
     """Of all images of the window, once a model."""
     total = 0
@@ -276,11 +316,11 @@ def _dense_mask(job: Job, rows: int, length: int) -> float:
 
 
 def _residual_bytes(job: Job) -> int:
-    return 2 if job.bf16 and job.sharding != "none" else 4
+    return 2 if (job.bf16 and job.sharding != "none") or job.base_bytes == 2 else 4
 
 
 def _weight_bytes(job: Job, weights: str) -> int:
-    return job.frozen_bytes if weights in job.frozen else 4
+    return job.frozen_bytes if weights in job.frozen else job.base_bytes
 
 
 def _product_bytes(job: Job, weights: str) -> int:

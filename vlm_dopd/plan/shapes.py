@@ -19,6 +19,8 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
+    """A text model's sizes, under the names of its config file made short. Defaults are Qwen3's."""
+
     hidden: int
     layers: int
     intermediate: int
@@ -50,6 +52,7 @@ class Text:
 
     @property
     def parameters(self) -> int:
+        """Of all layers, norms, the embedding, and the LM head where it is not tied."""
         norms = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
         return self.layers * self.layer_products + norms + self.head * (1 if self.tied else 2)
 
@@ -61,6 +64,8 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Vision:
+    """A vision tower's sizes; `out` is the width of the text model that it feeds."""
+
     hidden: int
     layers: int
     intermediate: int
@@ -75,18 +80,22 @@ class Vision:
 
     @property
     def merged(self) -> int:
+        """Width of the patches of one token side by side: what a merger reads."""
         return self.merge * self.hidden
 
     @property
     def layer_products(self) -> int:
+        """Weights of one layer's matrices."""
         return self.hidden * (4 * self.hidden + 2 * self.intermediate)
 
     @property
     def merger_products(self) -> int:
+        """Weights of one merger's two matrices."""
         return self.merged * (self.merged + self.out)
 
     @property
     def parameters(self) -> int:
+        """Of patch and position embeddings, layers, the merger and those of the deepstack levels."""
         layer = self.layer_products + 9 * self.hidden + self.intermediate
         mergers = (1 + self.levels) * (self.merger_products + self.merged + self.out)
         norms = 2 * self.hidden + self.levels * 2 * self.merged
@@ -95,12 +104,15 @@ class Vision:
 
 @dataclass(frozen=True)
 class Shape:
+    """A whole model; `vision` is None for one that reads text only."""
+
     name: str
     text: Text
     vision: Vision | None = None
 
     @property
     def parameters(self) -> int:
+        """Of text model and vision tower."""
         return self.text.parameters + (self.vision.parameters if self.vision else 0)
 
 

@@ -24,18 +24,22 @@ SEQUENCES = (16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Suggestion:
+    """A job that fits, and how a config says it."""
+
     job: Job
     overrides: tuple[str, ...]
     """`key=value` of what differs from the job it was made for."""
 
 
 def fits(job: Job, gpu: GPU) -> bool:
+    """Whether the step's peak leaves the share of memory free that ROOM asks for."""
     return peak(job) <= ROOM * gpu.memory_gib * GIB
 
 
 def suggest(job: Job, gpu: GPU, shardings: Sequence[Sharding] = SHARDINGS) -> Suggestion | None:
     """None if nothing fits."""
-    for sharding in shardings if job.gpus > 1 else ("none",):
+    # A student in 4 bits is whole on each GPU: its matrices cannot be cut by rows.
+    for sharding in shardings if job.gpus > 1 and job.base_held == "full" else ("none",):
         found = [option for option in _options(replace(job, sharding=sharding)) if fits(option, gpu)]
         if found:
             best = min(found, key=lambda option: _cost(job, option, gpu))

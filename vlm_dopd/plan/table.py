@@ -31,6 +31,7 @@ def memory_table(job: Job, gpu: GPU) -> Table:
 
 
 def verdict(job: Job, gpu: GPU) -> str:
+    """One line: whether the job fits, with its peak and the GPU's memory in GiB."""
     word = "fits" if fits(job, gpu) else "DOES NOT FIT"
     return (
         f"{word}: {peak(job) / GIB:.1f} GiB of the {gpu.memory_gib:.1f} that {gpu.name} has "
@@ -39,6 +40,7 @@ def verdict(job: Job, gpu: GPU) -> str:
 
 
 def time_table(job: Job, gpu: GPU) -> Table:
+    """Seconds of each part of a step, and its share of the sum."""
     parts = times(job, gpu)
     total = sum(parts.values())
     table = Table(title="seconds of a step")
@@ -53,9 +55,23 @@ def time_table(job: Job, gpu: GPU) -> Table:
 
 
 def describe(job: Job) -> str:
+    """One line: sharding, and how the prompts of a step are spread over GPUs and micro-batches."""
     sharding = "student whole on each" if job.sharding == "none" else f"student sharded by {job.sharding}"
     prompts = f"{job.gpus} × {job.micro} × {job.accumulation} = {job.gpus * job.window} prompts a step"
-    return f"{sharding}, GPUs × prompts × accumulation: {prompts}"
+    return f"{sharding}{_forms(job)}, GPUs × prompts × accumulation: {prompts}"
+
+
+def _forms(job: Job) -> str:
+    """What is trained and how weights lie, where it is not all of them and whole."""
+    said = ""
+    if job.lora_rank:
+        base = {2: "bfloat16", 4: "float32"}[job.base_bytes] if job.base_held == "full" else job.base_held
+        said += f", LoRA of rank {job.lora_rank} beside {base} weights"
+    if job.frozen_held != "full":
+        said += ", teacher " + {"offload": "offloaded", "sharded": "sharded"}.get(
+            job.frozen_held, f"in {job.frozen_held}"
+        )
+    return said
 
 
 def show(job: Job, gpu: GPU, suggestion: Suggestion | None, console: Any) -> None:

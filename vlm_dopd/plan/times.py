@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..methods import Role
 from . import flops
 from .gpus import GPU, GPUS_A_NODE, NODE_LINK
 from .job import Job
@@ -32,6 +33,8 @@ class Efficiency:
 
 
 ASSUMED = Efficiency()
+HOST_LINK = 12.0
+"""GB/s from host memory that is not pinned, over PCIe 4.0 ×16. An assumption."""
 SCORE_PASSES = 8
 LOSS_PASSES = 25
 """Times that a chunk's [n, V] float32 numbers are read or written, counted in `chunked_loss.py`."""
@@ -60,11 +63,12 @@ def times(job: Job, gpu: GPU, how: Efficiency = ASSUMED) -> dict[str, float]:
                 if role.weights == "student" and job.sharding == "zero3"
                 else 0.0
             )
+            + _fetching(job, gpu, how, role)
         )
     parts["forward and backward"] = flops.training(job) / (half * 1e12 * how.training)
     responses = flops.passes(job, "plain").responses
     parts["loss"] = (
-        flops.student_head(job) / (_single(job, gpu) * 1e12 * how.head)
+        flops.student_head(job) / (_head(job, gpu, "student") * 1e12 * how.head)
         + sum(n / (_head(job, gpu, r.weights) * 1e12 * how.head) for r, n in flops.target_heads(job).items())
         + LOSS_PASSES * 4.0 * responses * job.student.text.vocabulary / (gpu.bandwidth * 1e9 * how.memory)
     )
@@ -111,6 +115,18 @@ def _passes(job: Job) -> int:
     return job.accumulation * -(-job.micro // job.rows("plain", job.work.response_tokens))
 
 
+def _fetching(job: Job, gpu: GPU, how: Efficiency, role: Role) -> float:
+    """Seconds to bring the layers of an offloaded or sharded model to the GPU, once a pass."""
+    if role.weights not in job.frozen or job.frozen_held not in ("offload", "sharded"):
+        return 0.0
+    text = job.shape(role.weights).text
+    passes = job.accumulation * -(-job.micro // job.rows(role.view, job.work.response_tokens))
+    moved = passes * job.frozen_bytes * text.layers * text.layer_products
+    if job.frozen_held == "offload":
+        return moved / (HOST_LINK * 1e9)
+    return moved * (job.gpus - 1) / job.gpus / _link(job, gpu, how)
+
+
 def _gathering(job: Job, gpu: GPU, how: Efficiency, times: int) -> float:
     """Seconds to gather all weights of the student so many times."""
     if job.sharding not in ("fsdp2", "zero3"):
@@ -130,7 +146,7 @@ def _single(job: Job, gpu: GPU) -> float:
 
 def _head(job: Job, gpu: GPU, weights: str) -> float:
     """TFLOP/s of products with an LM head, which are taken in its own dtype."""
-    return gpu.bf16 if weights in job.frozen and job.frozen_bytes == 2 else _single(job, gpu)
+    return gpu.bf16 if (job.frozen_bytes if weights in job.frozen else job.base_bytes) == 2 else _single(job, gpu)
 
 
 def _shards(job: Job) -> int:

@@ -12,6 +12,7 @@ LINE = 200
 
 
 def responses_end(trial: Trial) -> Finding:
+    """Whether responses end by a stop token, or are cut off by the budget."""
     own = [response for siblings in trial.responses for response in siblings if not response.reference]
     cut = sum(response.truncated for response in own)
     lengths = sorted(response.id_T.numel() for response in own)

@@ -13,6 +13,8 @@ Cost = Literal["cheap", "model"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
+    """What a check has seen, beside what a sound run has."""
+
     status: Status
     figure: str
     """What was seen; of SKIP, why nothing was looked at. One line, as are the next two."""
@@ -25,6 +27,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
+    """A question to a run that has not begun, and what it costs to ask."""
+
     name: str
     cost: Cost
     find: Callable[[Any], Finding]
@@ -50,6 +54,7 @@ class Rung:
 
 
 def skipped(why: str) -> Finding:
+    """A SKIP, and why."""
     return Finding(status="SKIP", figure=why)
 
 

@@ -68,6 +68,7 @@ def refuse(config: RunConfig) -> None:
 
 
 def summary(rungs: Sequence[Rung]) -> str:
+    """`12 PASS, 1 WARN`: how many rungs there are of each status."""
     counts = {status: sum(r.finding.status == status for r in rungs) for status in ("PASS", "WARN", "FAIL", "SKIP")}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 

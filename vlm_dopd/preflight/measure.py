@@ -26,6 +26,8 @@ WARM = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
+    """One micro-batch, timed and weighed: what the plan of the whole run is checked against."""
+
     prompts: int
     sequences: int
     tokens: int
@@ -48,6 +50,7 @@ class Measured:
 
 
 def measure(trainer: DopdTrainer) -> Measured:
+    """Rollout, scoring and loss of one micro-batch of rows spread over the file; no weight is moved."""
     micro = trainer.args.per_device_train_batch_size
     builder = trainer.window_builder
     model, dataset, collate = cast(Any, (trainer.model, trainer.train_dataset, trainer.data_collator))
@@ -123,6 +126,7 @@ class Gauge:
             self.before = resident("VmRSS")
 
     def peak(self) -> float:
+        """Bytes at the fullest moment since the gauge was made."""
         if self.device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self.device))
         return self.weights + max(resident("VmHWM") - self.before, 0.0)

@@ -12,10 +12,10 @@ from transformers import LogitsProcessor
 
 from ..collate import Group, Prompt
 from ..completions import HEADERS
-from ..health import MISMATCH
-from ..roles import Policy
+from ..roles import Policy, banned_ids
 from ..rollout import Response
 from ..rollout.hf import HFRollout
+from ..rollout.mismatch import MismatchCheck
 from .finding import Check, Finding, judged, skipped
 from .trial import Trial
 
@@ -89,25 +89,27 @@ def rows_agree(trial: Trial) -> Finding:
 
 
 def engine_agrees(trial: Trial) -> Finding:
-    """Log-probabilities of the rollout engine against the trainer's, of the same tokens."""
-    view, student = trial.method.rollout_view, replace(trial.student, merged=())
-    told = [(i, r) for i, own in enumerate(trial.responses) for r in own if r.logp_T is not None and not r.reference]
-    engine = trial.completions.engine
-    if told:
-        places, ids, limit = [i for i, _ in told], [r.id_T for _, r in told], MISMATCH
-        rollout_N = torch.cat([r.logp_T.float().cpu() for _, r in told if r.logp_T is not None])
-    elif isinstance(engine, HFRollout):
-        places, limit = list(range(min(WATCHED, len(trial.batch.groups)))), EXACT if trial.exact else ROUNDED
-        watched = [_watched(trial, engine, trial.batch.groups[i]) for i in places]
-        ids, rollout_N = [id_T for id_T, _ in watched], torch.cat([logp_T for _, logp_T in watched])
-    else:
-        return skipped(f"{type(engine).__name__} gives no log-probabilities")
-    prompts = [getattr(trial.batch.groups[i], view) for i in places]
-    trainer_N = trial.score(student, prompts, [[id_T] for id_T in ids]).logp_N.float().cpu()
-    apart = (rollout_N - trainer_N).abs().mean().item() if rollout_N.numel() else float("nan")
+    """Log-probabilities of the rollout engine against the trainer's, of the same tokens: the check of training."""
+    rollout, builder, groups = trial.wiring.config.rollout, trial.builder, trial.batch.groups
+    banned = banned_ids(trial.student.model, trial.tokenizer)
+    view = trial.method.rollout_view
+    check = MismatchCheck(trial.student, rollout, banned, builder.pad_id, view, builder.max_tokens)
+    engine, own = trial.completions.engine, trial.responses
+    told = any(response.logp_T is not None for siblings in own for response in siblings)
+    limit = rollout.vllm.tolerance if told else EXACT if trial.exact else ROUNDED
+    trial.student.forget()
+    with trial.trainer.accelerator.autocast():
+        if told:
+            apart_N = check.differences(groups, own).processed_N
+        elif not isinstance(engine, HFRollout):
+            return skipped(f"{type(engine).__name__} gives no log-probabilities")
+        else:
+            asked = groups[:WATCHED]
+            apart_N = check.differences(asked, [[_watched(trial, engine, group)] for group in asked]).unprocessed_N
+    mean = apart_N.mean().item()
     fix = "the engine samples from other weights, another prompt or at another temperature than the trainer scores"
-    figure = f"engine and trainer {apart:.2g} nats a token apart on {rollout_N.numel()} tokens"
-    return judged(figure, f"at most {limit:g} on average", fail=not apart <= limit, fix=fix)
+    figure = f"engine and trainer {mean:.2g} nats a token apart on {apart_N.numel()} tokens"
+    return judged(figure, f"at most {limit:g} on average", fail=not mean <= limit, fix=fix)
 
 
 class _Watch(LogitsProcessor):
@@ -125,12 +127,12 @@ class _Watch(LogitsProcessor):
         return scores
 
 
-def _watched(trial: Trial, engine: HFRollout, group: Group) -> tuple[Tensor, Tensor]:
-    """A short response, but for its last token, and the log-probabilities of what is left, [T] each."""
+def _watched(trial: Trial, engine: HFRollout, group: Group) -> Response:
+    """A short response, but for its last token."""
     watch = _Watch(trial.student.vocab_size)
-    with trial.trainer.accelerator.autocast():
-        ((response,),) = engine.watched(watch, TOKENS)([group], 0)
-    return response.id_T[: len(watch.logp)], torch.stack(watch.logp) if watch.logp else torch.zeros(0)
+    ((response,),) = engine.watched(watch, TOKENS)([group], 0)
+    logp_T = torch.stack(watch.logp) if watch.logp else torch.zeros(0)
+    return replace(response, id_T=response.id_T[: len(watch.logp)], logp_T=logp_T)
 
 
 class _Replay:

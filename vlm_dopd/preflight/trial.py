@@ -32,15 +32,19 @@ from .wiring import Wiring
 
 @dataclass(frozen=True)
 class Trial:
+    """A trainer that has not begun, and what checks ask it for, each made when it is first asked for."""
+
     wiring: Wiring
     trainer: DopdTrainer
 
     @property
     def builder(self) -> WindowBuilder:
+        """What turns batches into a window, as training does."""
         return self.trainer.window_builder
 
     @property
     def policies(self) -> dict[str, Policy | ServedPolicy]:
+        """All that the method's roles name, by their weights."""
         return dict(self.builder.policies)
 
     @property
@@ -50,14 +54,17 @@ class Trial:
 
     @property
     def student(self) -> Policy:
+        """The policy that is trained."""
         return self.local["student"]
 
     @property
     def method(self) -> Method:
+        """The run's method, with its options."""
         return self.builder.method
 
     @property
     def completions(self) -> Completions:
+        """What writes the responses, references included."""
         return self.builder.completions
 
     @property
@@ -67,6 +74,7 @@ class Trial:
 
     @property
     def tokenizer(self) -> Any:
+        """The student's."""
         return tokenizer_of(self.collator.encoder.processor)
 
     @property
@@ -104,6 +112,7 @@ class Trial:
 
     @cached_property
     def ids(self) -> list[list[Tensor]]:
+        """Of every response by group, each [T]."""
         return [[response.id_T for response in siblings] for siblings in self.responses]
 
     @cached_property
@@ -130,9 +139,11 @@ class Trial:
 
     @cached_property
     def measured(self) -> Measured:
+        """Time and memory of one micro-batch, taken once."""
         return measure(self.trainer)
 
     def text(self, id_T: Tensor) -> str:
+        """The words of a response, without special tokens."""
         return self.tokenizer.decode(id_T, skip_special_tokens=True)
 
     def prompts(self, view: View) -> list[Prompt]:

@@ -33,11 +33,14 @@ ROWS = 16
 
 @dataclass(frozen=True)
 class Wiring:
+    """A configuration, and what can be known of it without weights. Of the data, `rows` are looked at."""
+
     config: RunConfig
     rows: int = ROWS
 
     @cached_property
     def method(self) -> Method:
+        """The run's method, with its options."""
         return self.config.build_method()
 
     @cached_property
@@ -49,18 +52,22 @@ class Wiring:
 
     @cached_property
     def processors(self) -> dict[str, Any]:
+        """Of every model that is loaded here, by role."""
         return {role: load_processor(path, self.config.model.allow_download) for role, path in self.paths.items()}
 
     @property
     def processor(self) -> Any:
+        """The student's, by which prompts are made."""
         return self.processors["student"]
 
     @property
     def tokenizer(self) -> Any:
+        """The student's."""
         return tokenizer_of(self.processor)
 
     @cached_property
     def model_configs(self) -> dict[str, Any]:
+        """Of every model that is loaded here, by role; of the base, where a folder holds an adapter."""
         return {
             role: AutoConfig.from_pretrained(base_of(path) or path, **self._local) for role, path in self.paths.items()
         }
@@ -83,6 +90,7 @@ class Wiring:
 
     @cached_property
     def dataset(self) -> SampleDataset:
+        """Training's, whole."""
         return training_data(self.config)
 
     @cached_property
@@ -92,6 +100,7 @@ class Wiring:
 
     @cached_property
     def samples(self) -> list[Sample]:
+        """The rows that are looked at."""
         return [self.dataset[place] for place in self.places]
 
     @cached_property

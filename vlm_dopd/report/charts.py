@@ -83,6 +83,8 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
+    """One figure of the page. `name` is its id there, `svg` is drawn by us and safe to embed."""
+
     name: str
     title: str
     caption: str
@@ -99,7 +101,7 @@ def draw_charts(report: Report) -> tuple[list[Chart], list[str]]:
         for title, draw in CHARTS.items():
             if chart := draw(report, title):
                 drawn.append(chart)
-            elif draw is not _benchmarks:  # which only runs that ask for them have
+            elif draw not in (_benchmarks, _cost):  # only runs that ask for them have those, or newer ones
                 absent.append(title)
     return drawn, absent
 
@@ -108,14 +110,14 @@ def _accuracy(report: Report, title: str) -> Chart | None:
     curve = report.curves.get("eval/accuracy")
     if curve is None:
         return None
-    figure, (axes,) = _canvas("questions answered correctly (%)")
+    figure, (axes,) = canvas("questions answered correctly (%)")
     low, high = report.curves.get("eval/low"), report.curves.get("eval/high")
     if low and high and low.step == high.step == curve.step:
         axes.fill_between(curve.step, _percent(low), _percent(high), color=PAINT["student"], alpha=0.16, linewidth=0)
-    axes.plot(curve.step, _percent(curve), color=PAINT["student"], **_dots(curve))
+    axes.plot(curve.step, _percent(curve), color=PAINT["student"], **dots(curve))
     legend = [Key(label="student, with 95 % interval", paint="student")]
     if with_p := report.curves.get("eval/accuracy_with_p"):
-        axes.plot(with_p.step, _percent(with_p), color=PAINT["student"], linestyle=DASHES["dotted"], **_dots(with_p))
+        axes.plot(with_p.step, _percent(with_p), color=PAINT["student"], linestyle=DASHES["dotted"], **dots(with_p))
         legend.append(Key(label="student, shown p", paint="student", dash="dotted"))
     if teacher := report.row("teacher"):
         axes.axhline(100 * teacher.accuracy, color=PAINT["teacher"], linestyle=DASHES["dashed"])
@@ -134,13 +136,13 @@ def _benchmarks(report: Report, title: str) -> Chart | None:
     named = {name.removeprefix(BENCHMARK): its for name, its in report.curves.items() if name.startswith(BENCHMARK)}
     if not named:
         return None
-    figure, (axes,) = _canvas("headline number (%)")
+    figure, (axes,) = canvas("headline number (%)")
     legend = []
     for place, (name, curve) in enumerate(named.items()):
         paint, dash = OTHERS[place % len(OTHERS)], list(DASHES)[place // len(OTHERS) % len(DASHES)]
-        axes.plot(curve.step, _percent(curve), color=PAINT[paint], linestyle=DASHES[dash], **_dots(curve))
+        axes.plot(curve.step, _percent(curve), color=PAINT[paint], linestyle=DASHES[dash], **dots(curve))
         legend.append(Key(label=name, paint=paint, dash=dash))
-    _from_zero(axes, [value for curve in named.values() for value in _percent(curve)])
+    from_zero(axes, [value for curve in named.values() for value in _percent(curve)])
     return Chart(
         name="benchmarks",
         title=title,
@@ -154,9 +156,9 @@ def _entropy(report: Report, title: str) -> Chart | None:
     curve = report.curves.get("entropy/student")
     if curve is None:
         return None
-    figure, (axes,) = _canvas("mean entropy of a token (nats)")
-    axes.plot(curve.step, curve.value, color=PAINT["student"], **_dots(curve))
-    _from_zero(axes, curve.value)
+    figure, (axes,) = canvas("mean entropy of a token (nats)")
+    axes.plot(curve.step, curve.value, color=PAINT["student"], **dots(curve))
+    from_zero(axes, curve.value)
     return Chart(
         name="entropy",
         title=title,
@@ -171,7 +173,7 @@ def _shares(report: Report, title: str) -> Chart | None:
     steps = sorted({step for curve in curves.values() for step in curve.step})
     if len(steps) < 2:
         return None
-    figure, (axes,) = _canvas("share of response tokens (%)")
+    figure, (axes,) = canvas("share of response tokens (%)")
     floor, legend = [0.0] * len(steps), []
     for name, curve in curves.items():
         if not any(curve.value):
@@ -237,17 +239,38 @@ def _length(report: Report, title: str) -> Chart | None:
     if length is None:
         return None
     titles = ["mean response length (tokens)"] + (["cut off at the limit (%)"] if truncated else [])
-    figure, panels = _canvas(*titles)
-    panels[0].plot(length.step, length.value, color=PAINT["student"], **_dots(length))
-    _from_zero(panels[0], length.value)
+    figure, panels = canvas(*titles)
+    panels[0].plot(length.step, length.value, color=PAINT["student"], **dots(length))
+    from_zero(panels[0], length.value)
     if truncated:
-        panels[1].plot(truncated.step, _percent(truncated), color=PAINT["student"], **_dots(truncated))
-        _from_zero(panels[1], [*_percent(truncated), 1.0])
+        panels[1].plot(truncated.step, _percent(truncated), color=PAINT["student"], **dots(truncated))
+        from_zero(panels[1], [*_percent(truncated), 1.0])
     return Chart(
         name="length",
         title=title,
         caption="Responses the student wrote in training. Growing length with many cut off is a warning.",
         svg=svg(figure, "length", f"Chart over the optimiser steps: {title}"),
+        legend=(),
+    )
+
+
+def _cost(report: Report, title: str) -> Chart | None:
+    panels = {
+        "sampled tokens a second (tokens)": report.curves.get("time/tokens_per_s"),
+        "peak memory of the first process (GiB)": report.curves.get("memory/peak_gib"),
+    }
+    present = {unit: curve for unit, curve in panels.items() if curve}
+    if not present:
+        return None
+    figure, axes = canvas(*present)
+    for one, curve in zip(axes, present.values(), strict=True):
+        one.plot(curve.step, curve.value, color=PAINT["ink"], **dots(curve))
+        from_zero(one, curve.value)
+    return Chart(
+        name="cost",
+        title=title,
+        caption="Of whole steps: rollout, scoring and training together, without evaluations.",
+        svg=svg(figure, "cost", f"Chart over the optimiser steps: {title}"),
         legend=(),
     )
 
@@ -260,6 +283,7 @@ CHARTS = {
     "Gap": _gap,
     "Student entropy": _entropy,
     "Response length": _length,
+    "Throughput and memory": _cost,
 }
 
 
@@ -270,11 +294,11 @@ def _lines(
     present = [(report.curves[metric], key) for metric, key in lines if metric in report.curves]
     if not present:
         return None
-    figure, (axes,) = _canvas(unit)
+    figure, (axes,) = canvas(unit)
     for rank, (curve, key) in enumerate(present):
         style = DASHES[key.dash or "solid"]
-        axes.plot(curve.step, curve.value, color=PAINT[key.paint], linestyle=style, zorder=9 - rank, **_dots(curve))
-    _from_zero(axes, *(curve.value for curve, _ in present))
+        axes.plot(curve.step, curve.value, color=PAINT[key.paint], linestyle=style, zorder=9 - rank, **dots(curve))
+    from_zero(axes, *(curve.value for curve, _ in present))
     legend = tuple(key for _, key in present)
     return Chart(
         name=name,
@@ -285,7 +309,7 @@ def _lines(
     )
 
 
-def _canvas(*units: str) -> tuple[Figure, list[Axes]]:
+def canvas(*units: str) -> tuple[Figure, list[Axes]]:
     """A figure with one panel a unit, one above the other, over the steps."""
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
     panels = list(figure.subplots(len(units), 1, sharex=True, squeeze=False)[:, 0])
@@ -299,13 +323,14 @@ def _canvas(*units: str) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _from_zero(axes: Axes, *values: Sequence[float]) -> None:
+def from_zero(axes: Axes, *values: Sequence[float]) -> None:
     """Limits that hold 0 and all `values`, with air above."""
     low, high = min(0.0, *map(min, values)), max(0.0, *map(max, values))
     axes.set_ylim(low, high + 0.08 * (high - low) if high > low else 1.0)
 
 
-def _dots(curve: Curve) -> dict[str, Any]:
+def dots(curve: Curve) -> dict[str, Any]:
+    """Keywords that mark the points of a curve too short to be seen as a line."""
     return {"marker": "o", "markersize": 3.6} if len(curve.step) <= FEW else {}
 
 

@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 import evals
 from evals import Prediction
 from privileged.errors import DataError
 
+from ..health import Check, check
+
 EVALS = ("before", "after", "teacher")
-FILES = ("config.yaml", "versions.json", "metrics.jsonl", "summary.json", *(f"evals/{name}.jsonl" for name in EVALS))
+FILES = ("config.yaml", "metrics.jsonl")
+MEASURED = ("versions.json", "summary.json", *(f"evals/{name}.jsonl" for name in EVALS))
+"""Also in the folder of a run that was measured before and after: a demo's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +64,29 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of training alone, from the log; None where an older run did not log it."""
+
+    seconds: float | None
+    steps: int
+    tokens: float | None
+    """Sampled by the student."""
+    tokens_per_s: float | None
+    peak_gib: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything of a run that can be said without its pictures."""
 
+    name: str
+    """Of the run folder."""
     method: str
-    seed: int
-    n: int
-    seconds: float
+    seed: int | None
+    measured: bool
+    """Before and after, on all held-out questions. If not, `rows` are of the log: its first and last evaluation."""
+    n: int | None
+    seconds: float | None
     rows: tuple[Row, ...]
     difference: Estimate
     """After minus before, in points."""
@@ -73,28 +95,107 @@ class Report:
     curves: dict[str, Curve]
     evals: dict[str, dict[str, Prediction]]
     """Replies of `EVALS`, by sample id in file order."""
+    cost: Cost
+    health: tuple[Check, ...]
     config: str
+    settings: dict[str, str]
+    """`config` as dotted keys."""
     versions: dict[str, str]
 
     def row(self, name: str) -> Row | None:
+        """The row of that name (`student before`, `teacher`); None if the run has none."""
         return next((row for row in self.rows if row.name == name), None)
 
 
 def collect(run: Path) -> Report:
-    """Read the folder of a finished run.
+    """Read the folder of a run, finished or not.
 
     A last line torn by a kill is dropped. Raises DataError, naming the file, where one is missing or malformed.
     """
-    missing = [name for name in FILES if not (run / name).is_file()]
+    measured = any((run / name).is_file() for name in ("summary.json", "evals/after.jsonl"))
+    missing = [name for name in (*FILES, *(MEASURED if measured else ())) if not (run / name).is_file()]
     if missing:
-        raise DataError(f"run {run}: expected the folder of a finished run, missing {', '.join(missing)}")
-    versions = _object(run / "versions.json")
+        raise DataError(f"run {run}: expected the folder of a run, missing {', '.join(missing)}")
+    versions = _object(run / "versions.json") if (run / "versions.json").is_file() else {}
+    lines, config = _lines(run / "metrics.jsonl"), _text(run / "config.yaml")
+    curves, settings = _curves(lines), _settings(config)
+    cost = _cost(curves)
     return Report(
-        **_summary(run / "summary.json"),
-        curves=_curves(_lines(run / "metrics.jsonl")),
-        evals={name: _replies(run / f"evals/{name}.jsonl") for name in EVALS},
-        config=_text(run / "config.yaml"),
+        name=run.resolve().name,
+        measured=measured,
+        **(_summary(run / "summary.json") if measured else _logged(settings, curves, cost)),
+        curves=curves,
+        evals={name: _replies(run / f"evals/{name}.jsonl") for name in EVALS} if measured else {},
+        cost=cost,
+        health=tuple(check(lines)),
+        config=config,
+        settings=settings,
         versions={str(name): str(version) for name, version in versions.items()},
+    )
+
+
+def _settings(config: str) -> dict[str, str]:
+    """Every setting as `train.seed: 0`; none of a file that is no YAML mapping."""
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.create(config), resolve=False)
+    except Exception:  # yaml and omegaconf each raise a family of their own
+        return {}
+    found: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for name, part in value.items():
+                walk(f"{prefix}.{name}" if prefix else str(name), part)
+        else:
+            found[prefix] = value if isinstance(value, str) else json.dumps(value, default=str)
+
+    walk("", loaded)
+    return found
+
+
+def _logged(settings: dict[str, str], curves: dict[str, Curve], cost: Cost) -> dict[str, Any]:
+    """What stands in place of a summary: the first and the last evaluation of the log."""
+    by_step = {
+        name: dict(zip(curves[f"eval/{name}"].step, curves[f"eval/{name}"].value, strict=True))
+        for name in ("accuracy", "low", "high")
+        if f"eval/{name}" in curves
+    }
+    steps = sorted(set.intersection(*map(set, by_step.values()))) if len(by_step) == 3 else []
+    none = Estimate(value=None, low=None, high=None)
+    seed = settings.get("train.seed", "")
+    return {
+        "method": settings.get("method.name", "unknown"),
+        "seed": int(seed) if seed.lstrip("-").isdigit() else None,
+        "n": None,
+        "seconds": cost.seconds,
+        "rows": tuple(
+            Row(name=f"student, step {step}", **{name: its[step] for name, its in by_step.items()})
+            for step in dict.fromkeys((*steps[:1], *steps[-1:]))
+        ),
+        "difference": none,
+        "gap_recovery": none,
+        "kinds": (),
+    }
+
+
+def _cost(curves: dict[str, Curve]) -> Cost:
+    """A log line is the mean over the steps since the one before."""
+    seconds, tokens = (_total(curves.get(name)) for name in ("time/step", "rollout/tokens"))
+    peak = curves.get("memory/peak_gib")
+    return Cost(
+        seconds=seconds,
+        steps=max((curve.step[-1] for name, curve in curves.items() if not name.startswith("eval/")), default=0),
+        tokens=tokens,
+        tokens_per_s=tokens / seconds if tokens is not None and seconds else None,
+        peak_gib=max(peak.value) if peak else None,
+    )
+
+
+def _total(curve: Curve | None) -> float | None:
+    if curve is None:
+        return None
+    return sum(
+        value * (step - before) for before, step, value in zip((0, *curve.step), curve.step, curve.value, strict=False)
     )
 
 

@@ -22,6 +22,8 @@ QUOTA = {"gained": 4, "kept": 1, "missed": 2, "lost": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
+    """One question of the page; `story` is a key of STORIES."""
+
     sample: Sample
     story: str
     replies: dict[str, Prediction]

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from evals.printable import printable
 from privileged import Sample
 
 from .charts import draw_charts
 from .collect import EVALS, Report, collect
 from .examples import STORIES, Example, choose, count_stories
+from .several import draw_overlays, keys, runs_of, settings_apart
 from .tokens import write_tokens
 
 LONGEST = 440  # characters of a reply on the page; report.json has all of it
@@ -22,16 +25,20 @@ FATES = {"unparsed": "✗ no answer found", "truncated": "✗ cut off", "error":
 MINUS, NARROW = "\u2212", "\u00a0"
 
 
-def write_report(run: Path, samples: Sequence[Sample]) -> Path:
+def write_report(run: Path, samples: Sequence[Sample], others: Sequence[Path] = ()) -> Path:
     """Write `run/report.html`, one self-contained page, and `run/report.json`; return the path of the page. Where the
     run kept token samples, `run/tokens.html` as well.
 
-    `samples` are the held-out samples of the run; those with replies can be shown. The same input gives the same
-    bytes. Raises DataError if a file of the run is missing or malformed.
+    `samples` are the held-out samples of the run; those with replies can be shown. The curves, headline figures and
+    settings of `others`, more run folders, stand beside the run's own. The same input gives the same bytes. Raises
+    DataError if a file of a run is missing or malformed.
     """
     report = collect(run)
-    examples = choose(report.evals, samples)
+    examples = choose(report.evals, samples) if report.measured else []
+    reports = [report, *map(collect, others)]
     figures = _figures(report, examples)
+    if others:
+        figures |= {"runs": runs_of(reports), "settings_apart": settings_apart(reports)}
     tokens = write_tokens(run)
     page = (
         _environment()
@@ -41,6 +48,11 @@ def write_report(run: Path, samples: Sequence[Sample]) -> Path:
             examples=examples,
             stories=STORIES,
             tokens=tokens.name if tokens else "",
+            judged=[check for check in report.health if check.status != "n.a."],
+            unjudged=sum(check.status == "n.a." for check in report.health),
+            warnings=sum(check.status == "WARN" for check in report.health),
+            overlays=draw_overlays(reports) if others else [],
+            keys=keys(reports),
             **_charts(report),
         )
     )
@@ -53,6 +65,8 @@ def headline(report: Report) -> str:
     """What happened, in one or two sentences."""
     before, after = report.row("student before"), report.row("student after")
     method, change = report.method.upper(), report.difference
+    if not report.measured:
+        return _of_the_log(report)
     if before is None or after is None:
         return f"{method}, {report.n} held-out questions"
     span = f"from {percent(before.accuracy)} to {percent(after.accuracy)} on {report.n} held-out questions"
@@ -64,6 +78,17 @@ def headline(report: Report) -> str:
     if recovered is None:
         return f"{method} raised the student {span}."
     return f"{method} raised the student {span}; it recovered {percent(recovered, 0)} of the gap to the teacher."
+
+
+def _of_the_log(report: Report) -> str:
+    name = report.method.upper()
+    if not report.rows:
+        return f"{name}, {report.cost.steps} steps"
+    first, last = report.rows[0], report.rows[-1]
+    if first is last:
+        return f"{name}: {percent(last.accuracy)} of the questions asked in training at {last.name.split(', ')[1]}"
+    change = f"from {percent(first.accuracy)} to {percent(last.accuracy)}"
+    return f"{name}: {change} of the questions asked in training, {last.name.split(', ')[1]}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -104,6 +129,8 @@ def _figures(report: Report, examples: Sequence[Example]) -> dict[str, Any]:
     """The content of report.json. The template reads its figures from here and from nowhere else."""
     return {
         "headline": headline(report),
+        "run": report.name,
+        "measured": report.measured,
         "method": report.method,
         "seed": report.seed,
         "n": report.n,
@@ -112,8 +139,10 @@ def _figures(report: Report, examples: Sequence[Example]) -> dict[str, Any]:
         "difference": asdict(report.difference),
         "gap_recovery": asdict(report.gap_recovery),
         "kinds": [asdict(kind) for kind in report.kinds],
-        "stories": count_stories(report.evals),
+        "stories": count_stories(report.evals) if report.measured else None,
         "time": _time(report),
+        "cost": asdict(report.cost),
+        "health": [asdict(check) for check in report.health],
         "curves": {name: asdict(curve) for name, curve in report.curves.items()},
         "examples": [
             {
@@ -150,8 +179,10 @@ def _time(report: Report) -> dict[str, float]:
     totals = {
         name.removeprefix("time/"): sum(curve.value)
         for name, curve in report.curves.items()
-        if name.startswith("time/")
+        if name.startswith("time/") and name not in ("time/step", "time/tokens_per_s")
     }
+    if report.cost.seconds and (step := sum(report.curves["time/step"].value)) > sum(totals.values()):
+        totals["the rest"] = step - sum(totals.values())  # of the pass with gradient: backward, the optimiser
     whole = sum(totals.values())
     return {phase: total / whole for phase, total in totals.items()} if whole > 0 else {}
 
@@ -161,6 +192,7 @@ def _environment() -> Environment:
         loader=PackageLoader(__package__ or "vlm_dopd.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_inert,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -169,6 +201,11 @@ def _environment() -> Environment:
     }  # fmt: skip
     environment.globals |= {"evals": EVALS, "fates": FATES}
     return environment
+
+
+def _inert(value: Any) -> Any:
+    """Every text that the template prints, before it is escaped: marks that reverse or hide others are written out."""
+    return printable(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _write(path: Path, text: str) -> None:

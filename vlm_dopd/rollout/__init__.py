@@ -17,6 +17,8 @@ from ..collate import Group
 
 @dataclass(frozen=True)
 class Response:
+    """One completion of a prompt, T tokens of it."""
+
     id_T: Tensor
     """Sampled ids, the end-of-sequence id included where there is one."""
     truncated: bool
@@ -29,6 +31,8 @@ class Response:
 
 
 class Engine(Protocol):
+    """Whatever writes responses: the live student, a server, the teacher, a column of the data."""
+
     def __call__(self, groups: Sequence[Group], step: int) -> list[list[Response]]:
         """G responses for every group, in order. A function of weights, group, step and seed alone, so that it does not
         matter which groups share a batch, a micro-batch or a rank."""

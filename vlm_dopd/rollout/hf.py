@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -29,23 +29,7 @@ from transformers import (
 from ..collate import Group, Prompt
 from ..roles import Policy
 from . import Response, sequence_seed
-
-
-@dataclass(kw_only=True)
-class RolloutConfig:
-    siblings: int = 4
-    """G, responses a prompt (section 4.1 of the paper)."""
-    max_new_tokens: int = 1024
-    temperature: float = 1.0
-    """Of sampling. Scores and losses are always taken at temperature 1."""
-    top_p: float = 1.0
-    top_k: int = 0
-    reference: str = "teacher"
-    """Reference completions, for methods that train on them: written by the teacher, or this column of the data."""
-    reward: str = "answer"
-    """For methods that need rewards: 1 if the final answer is the reference answer, or `package.module:function`."""
-    batch_size: int = 64
-    """Sequences generated together, at least the siblings of one prompt: a matter of memory, not of results."""
+from .settings import RolloutConfig
 
 
 class HFRollout:
@@ -63,13 +47,7 @@ class HFRollout:
     ) -> None:
         self.policy, self.config, self.pad_id, self.eos, self.seed = policy, config, pad_id, eos, seed
         self.view = view
-        self.filters = LogitsProcessorList([_Ban(banned, policy.vocab_size)])
-        if config.temperature != 1:
-            self.filters.append(TemperatureLogitsWarper(config.temperature))
-        if config.top_k:
-            self.filters.append(TopKLogitsWarper(config.top_k))
-        if config.top_p < 1:
-            self.filters.append(TopPLogitsWarper(config.top_p))
+        self.filters = filters(config, banned, policy.vocab_size)
 
     def watched(self, processor: LogitsProcessor, max_new_tokens: int) -> HFRollout:
         """The same engine, for one short response a prompt; `processor` sees the logits before they are filtered."""
@@ -139,6 +117,18 @@ class HFRollout:
         if ends.numel():
             return Response(id_T[: int(ends[0]) + 1].clone(), truncated=False)
         return Response(id_T.clone(), truncated=True)
+
+
+def filters(config: RolloutConfig, banned: list[int], vocab_size: int) -> LogitsProcessorList:
+    """What turns a model's scores into those that are sampled from."""
+    found = LogitsProcessorList([_Ban(banned, vocab_size)])
+    if config.temperature != 1:
+        found.append(TemperatureLogitsWarper(config.temperature))
+    if config.top_k:
+        found.append(TopKLogitsWarper(config.top_k))
+    if config.top_p < 1:
+        found.append(TopPLogitsWarper(config.top_p))
+    return found
 
 
 def left_pad(prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ world with the trainer, which ends when the teacher is restarted, and could not 
   wire.py     what a message is: a JSON header and safetensors     requests.py   rows in messages, and what is let in
   server.py   the process with the teacher                         client.py     asking again when the server restarts
   policy.py   the served teacher among the trainer's policies
+  topk.py     an approximate one: top-k log-probabilities of any OpenAI-compatible server, text only
 
 There is no authentication and no encryption: whoever reaches the address can use the model, and read its LM head. The
 default is this machine alone; between nodes use a private network, or `ssh -L 5555:127.0.0.1:5555 NODE`.
@@ -28,8 +29,13 @@ _SHAPE = re.compile(r"tcp://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}|ipc:/
 
 
 def is_address(name: str) -> bool:
-    """Whether a model is named by where it is served: `tcp://host:port`, `ipc://file`, or several with commas."""
-    return name.startswith(("tcp://", "ipc://"))
+    """Whether a model is named by where it is served: tcp://host:port, ipc://file, several with commas, or a URL."""
+    return name.startswith(("tcp://", "ipc://")) or is_url(name)
+
+
+def is_url(name: str) -> bool:
+    """Whether that is a plain server, which gives top-k log-probabilities and no hidden states."""
+    return name.startswith(("http://", "https://"))
 
 
 def addresses(name: str, key: str = "model.teacher") -> list[str]:

@@ -56,6 +56,8 @@ class Request:
 
 
 class Client:
+    """A rank's connection to a server. In seconds: `timeout` without an answer, `connect` before the first."""
+
     def __init__(self, address: str, timeout: float = TIMEOUT, connect: float = CONNECT) -> None:
         self.address, self.timeout, self.connect = address, timeout, connect
         self.bytes_sent = 0
@@ -106,6 +108,7 @@ class Client:
         self._there.clear()
 
     def close(self) -> None:
+        """Close the sockets at once; what was not sent is lost."""
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)

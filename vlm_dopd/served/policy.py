@@ -37,9 +37,11 @@ class RemoteProcessor:
         self._facts = facts
 
     def get_vocab(self) -> dict[str, int]:
+        """Token -> id, as tokenizers say it."""
         return self._facts["vocabulary"]
 
     def to_dict(self) -> dict[str, Any]:
+        """Settings of the image processor, as it says them itself."""
         return self._facts["images"]
 
 
@@ -56,13 +58,16 @@ class ServedTeacher:
 
     @property
     def processor(self) -> RemoteProcessor:
+        """For the checks that student and teacher fit each other."""
         return RemoteProcessor(self.facts)
 
     @property
     def device(self) -> torch.device:
+        """Where the LM head lies: scores are formed there, beside the student's."""
         return self.weight_VH.device
 
     def head(self, temperature: float = 1.0) -> Head:
+        """The LM head, sent over once; `temperature` divides its logits."""
         return Head(
             self.weight_VH,
             self.facts["vocab_size"],
@@ -123,20 +128,24 @@ class ServedTeacher:
         return self._digests[image]
 
 
-def connect(name: str, processor: Any, dtype: str, device: Any, key: str = "model.teacher") -> ServedTeacher:
+def connect(
+    name: str, processor: Any, as_set: Mapping[str, str], device: Any, key: str = "model.teacher"
+) -> ServedTeacher:
     """The teacher served at `name`. Of several addresses the ranks take turns; they must serve one model.
 
-    Raises ConfigError if nobody is there, or the model does not fit the student's `processor` or the run's `dtype`.
+    `as_set`: the run's `dtype` and `load` of teachers. Raises ConfigError if nobody is there, or the model does not fit
+    those or the student's `processor`.
     """
     clients = [Client(address) for address in addresses(name, key)]
     found = [client.ask("hello")[0] for client in clients]
     for client, facts in zip(clients, found, strict=True):
         check_pair(processor, RemoteProcessor(facts))
-        if facts["dtype"] != dtype:
-            raise ConfigError(
-                f"{key}: {client.address} serves {facts['dtype']}, expected model.teacher_dtype, {dtype}; set it, or "
-                f"start the server with --dtype {dtype}"
-            )
+        for option, expected in as_set.items():
+            if facts[option] != expected:
+                raise ConfigError(
+                    f"{key}: {client.address} serves {facts[option]}, expected model.teacher_{option}, {expected}; set "
+                    f"it, or start the server with --{option} {expected}"
+                )
         if facts["fingerprint"] != found[0]["fingerprint"]:
             raise ConfigError(
                 f"{key}: expected one model, got another at {client.address} than at {clients[0].address}"

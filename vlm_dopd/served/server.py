@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import ConfigError
+from ..loading import Held
 from ..roles import Attention, Policy, load_policy, load_processor, tokenizer_of
 from ..scoring import response_hidden
 from ..vision import EncodedImage
@@ -50,6 +51,7 @@ class Work:
     began: float = field(default_factory=time.monotonic)
 
     def told(self) -> str:
+        """One line: requests, tokens, images, tokens a second of computing, and the share of time spent computing."""
         return (
             f"{self.requests} requests of {len(self.clients)} ranks: {self.tokens} tokens, {self.response_tokens} of "
             f"responses, {self.images} images; {self.tokens / max(self.seconds, 1e-9):.0f} tokens/s, busy "
@@ -60,8 +62,8 @@ class Work:
 class Teacher:
     """Answers messages. Its transport is somebody else's."""
 
-    def __init__(self, policy: Policy, processor: Any, name: str, image_bytes: int = 2**32) -> None:
-        self.policy, self.name = policy, name
+    def __init__(self, policy: Policy, processor: Any, name: str, load: str = "full", image_bytes: int = 2**32) -> None:
+        self.policy, self.name, self.load = policy, name, load
         self.images = ImageStore(policy, image_bytes)
         self.limits = _limits(policy)
         self.fingerprint = fingerprint(policy)
@@ -117,6 +119,7 @@ class Teacher:
             "fingerprint": self.fingerprint,
             "software": __version__,
             "dtype": _name(head.weight_UH.dtype),
+            "load": self.load,
             "pixel_dtype": None if tower is None else _name(tower.dtype),
             "vocab_size": head.vocab_size,
             "scale": head.scale,
@@ -159,6 +162,7 @@ class ImageStore:
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
 
     def put(self, name: str, image: EncodedImage) -> None:
+        """Keep `image` under its digest; the least lately used go until the rest is below the limit of bytes."""
         if name in self._images:
             return
         self._images[name] = image
@@ -169,9 +173,11 @@ class ImageStore:
             self.policy.vision.drop(old)
 
     def missing(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that are not here, each once."""
         return [name for name in dict.fromkeys(names) if name not in self._images]
 
     def get(self, names: Sequence[Any]) -> tuple[EncodedImage, ...]:
+        """The images of `names`, all of which must be here; they are now the latest used."""
         for name in names:
             self._images.move_to_end(str(name))
         return tuple(self._images[str(name)] for name in names)
@@ -182,6 +188,7 @@ def serve(
     address: str,
     *,
     dtype: str = "bfloat16",
+    load: Held = "full",
     device: str | None = None,
     attention: Attention = "auto",
     allow_download: bool = False,
@@ -193,6 +200,7 @@ def serve(
     """
     for name, value, known in (
         ("dtype", dtype, ("float32", "bfloat16")),
+        ("load", load, ("full", "int8", "nf4")),
         ("attention", attention, get_args(Attention)),
     ):
         if value not in known:
@@ -201,11 +209,12 @@ def serve(
     socket = _bound(address)
     try:
         processor = load_processor(model, allow_download)
-        policy = load_policy(model, tokenizer_of(processor), dtype, allow_download, attention)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        policy.model.requires_grad_(False).eval().to(place)
-        teacher = Teacher(policy, processor, model, image_bytes)
-        logger.info("%s, %s, on %s (%s): at %s", model, dtype, place, teacher.fingerprint[:12], address)
+        policy = load_policy(model, tokenizer_of(processor), dtype, allow_download, attention, load, place)
+        policy.model.requires_grad_(False).eval()
+        teacher = Teacher(policy, processor, model, load, image_bytes)
+        kept = dtype if load == "full" else f"{load} and {dtype}"
+        logger.info("%s, %s, on %s (%s): at %s", model, kept, place, teacher.fingerprint[:12], address)
         _answer_all(socket, teacher)
     except KeyboardInterrupt:
         logger.info("stopped; a run that asks on waits for a server at %s", address)

@@ -48,6 +48,8 @@ class Group:
 
 @dataclass(kw_only=True)
 class StudyFile:
+    """The keys of a study file, as they stand in it."""
+
     base: str
     """A recipe; relative to the working directory, as paths of recipes are."""
     cells: dict[str, list[str]]
@@ -97,11 +99,14 @@ class Task:
 
     @property
     def digest(self) -> str:
+        """16 hexadecimal digits: a result with another one is of other work, and is made again."""
         return hashlib.sha256(json.dumps(self.work, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
+    """One line of the table: its settings, and a task for every seed."""
+
     name: str
     settings: list[str]
     stages: tuple[RunConfig, ...]
@@ -113,6 +118,8 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
+    """A study file with everything that follows from it."""
+
     file: StudyFile
     folder: Path
     cells: dict[str, Cell]

@@ -30,6 +30,8 @@ TESTING = 0.15
 
 
 class Child(NamedTuple):
+    """A task under way; `slot` chooses its GPU, where there are several."""
+
     task: Task
     process: subprocess.Popen[bytes]
     slot: int
