@@ -35,11 +35,12 @@ ARROWS = {
     "methods": "torch privileged divergences routing errors",
     "completions": "torch privileged collate errors methods rollout",
     "rewards": "evals privileged completions errors",
-    "loading": "accelerate torch transformers errors",
+    "sharding": "torch",
+    "loading": "accelerate torch transformers errors sharding",
     "lora": "omegaconf peft safetensors torch errors",
     "hub": "transformers errors",
     "merging": "torch transformers errors lora roles",
-    "copies": "torch safetensors transformers errors lora methods roles",
+    "copies": "torch safetensors transformers errors lora methods roles sharding",
     "data": "torch privileged errors",
     "vision": "torch transformers",
     "roles": "torch transformers safetensors attention head loading lora vision errors",
@@ -48,7 +49,7 @@ ARROWS = {
     "rollout": "torch transformers safetensors PIL requests urllib3 peft vllm collate packing roles scoring errors",
     "importance": "torch methods",
     "engines": "torch config importance methods roles rollout",
-    "scoring": "torch transformers attention packing roles chunked_loss",
+    "scoring": "torch transformers attention packing roles sharding chunked_loss",
     "window": "torch chunked_loss collate completions methods packing roles rollout scoring errors importance",
     "served": "torch safetensors zmq openai __init__ chunked_loss divergences errors head loading methods packing "
     "roles scoring vision",
@@ -57,7 +58,7 @@ ARROWS = {
     "callbacks": "torch transformers evals errors health",
     "token_files": "PIL privileged collate rollout",
     "token_samples": "torch transformers collate head methods rollout token_files window",
-    "trainer": "torch transformers config collate callbacks chunked_loss copies hub lora roles rollout scoring "
+    "trainer": "torch transformers config collate callbacks chunked_loss copies sharding hub lora roles rollout scoring "
     "window errors token_samples",
     "quiet": "datasets transformers",
     "config": "omegaconf torch transformers privileged loading lora methods rollout served errors",
@@ -69,7 +70,7 @@ ARROWS = {
     "benchmarks": "evals privileged config errors evaluation roles",
     "comparing": "PIL evals privileged data evaluation",
     "wiring": "privileged collate completions config data methods",
-    "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies data "
+    "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies sharding data "
     "errors evaluation health lora methods preflight rewards roles rollout served trainer window wiring token_files "
     "token_samples engines reporting",
     "preflight": "torch transformers PIL rich privileged chunked_loss collate completions config data errors health "
