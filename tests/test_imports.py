@@ -58,7 +58,8 @@ ARROWS = {
     "callbacks": "torch transformers evals errors health",
     "token_files": "PIL privileged collate rollout",
     "token_samples": "torch transformers collate head methods rollout token_files window",
-    "trainer": "torch transformers config collate callbacks chunked_loss copies sharding hub lora roles rollout scoring "
+    "trainer": "torch transformers config collate callbacks chunked_loss copies sharding hub lora roles rollout "
+    "scoring "
     "window errors token_samples",
     "quiet": "datasets transformers",
     "config": "omegaconf torch transformers privileged loading lora methods rollout served errors",
@@ -70,7 +71,8 @@ ARROWS = {
     "benchmarks": "evals privileged config errors evaluation roles",
     "comparing": "PIL evals privileged data evaluation",
     "wiring": "privileged collate completions config data methods",
-    "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies sharding data "
+    "run": "torch transformers privileged __init__ benchmarks callbacks collate completions config copies "
+    "sharding data "
     "errors evaluation health lora methods preflight rewards roles rollout served trainer window wiring token_files "
     "token_samples engines reporting",
     "preflight": "torch transformers PIL rich privileged chunked_loss collate completions config data errors health "
