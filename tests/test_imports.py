@@ -46,7 +46,8 @@ ARROWS = {
     "roles": "torch transformers safetensors attention head loading lora vision errors",
     "collate": "torch transformers PIL privileged roles vision errors",
     "packing": "torch collate vision",
-    "rollout": "torch transformers safetensors PIL requests urllib3 peft vllm collate packing roles scoring errors",
+    "rollout": "torch transformers safetensors PIL requests urllib3 peft vllm "
+    "collate packing roles scoring sharding errors",
     "importance": "torch methods",
     "engines": "torch config importance methods roles rollout",
     "scoring": "torch transformers attention packing roles chunked_loss sharding",

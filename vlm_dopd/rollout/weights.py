@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ..errors import TrainingError
+from ..sharding import whole
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def whole_weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
         if hasattr(parameter, "ds_id"):
             raise TrainingError("rollout.engine=vllm: expected weights that can be read, ZeRO-3 keeps them; take FSDP2")
         module, _, leaf = name.rpartition(".")
-        weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        weight = whole(parameter)
         if not weight.is_floating_point():  # QLoRA
             weight = _spelt_out(model.get_submodule(module))
         if module in adapted and leaf == "weight":
