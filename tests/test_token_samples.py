@@ -121,6 +121,9 @@ def test_methods_without_regimes_have_weights_and_statistics(pair, tmp_path, met
         assert len(row["weight"]) == len(row["token"]) == len(row["candidates"])
         assert row["gap_of"] is None or set(row["gap_of"]) <= set(row["logp"])
         assert all(len(values) == len(row["token"]) for values in row["statistic"].values())
+        for r, role in enumerate(row["roles"], start=1):  # of tip's student: scored before, and in the pass itself
+            again = [candidates[0][r] for candidates in row["candidates"]]
+            assert again == pytest.approx(row["logp"][role], abs=2e-4)
 
 
 def test_saved_steps_and_a_resumed_run(pair, tmp_path):
