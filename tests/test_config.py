@@ -208,6 +208,14 @@ def test_what_contradicts_or_is_missing_is_named(setting, value, words):
     assert all(word in message for word in words)
 
 
+@pytest.mark.parametrize("setting", [{"model.teacher_load": "sharded"}, {"model.teacher": "tcp://127.0.0.1:5555"}])
+def test_a_teacher_that_cannot_write_is_refused_where_it_must(setting):
+    """Sharded ones would hang where lengths differ; served ones only score. A column of references needs neither."""
+    message = complaint({"method.name": "sft"} | setting)
+    assert "rollout.reference" in message and message.startswith(*setting)
+    load({"method.name": "sft", "rollout.reference": "solution"} | setting)
+
+
 @pytest.mark.parametrize("key", FIXED)
 def test_what_the_trainer_decides_cannot_be_set(key):
     """The message says why, or where to set it instead."""

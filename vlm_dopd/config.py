@@ -277,11 +277,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"data.builder: {error}") from None
     config.build_image_policy()
     config.build_method()
-    _check_served(config)
+    _check_teacher(config)
     config.check_training_arguments()
 
 
-def _check_served(config: RunConfig) -> None:
+def _check_teacher(config: RunConfig) -> None:
     if config.model.teacher_top_k is not None and not is_url(config.model.teacher):
         raise ConfigError("model.teacher_top_k: expected a URL as model.teacher; other teachers give all of it")
     for key in ("teacher", "teacher_base"):
@@ -295,12 +295,16 @@ def _check_served(config: RunConfig) -> None:
             check_top_k(config.build_method(), config.model.teacher_top_k)
         elif name and is_address(name):
             addresses(name, f"model.{key}")
-    method = config.build_method()
-    wants_text = (method.references or method.own_share < 1) and config.rollout.reference == "teacher"
+    wants_text = config.build_method().wants_references and config.rollout.reference == "teacher"
     if wants_text and is_address(config.model.teacher):
         raise ConfigError(
             "model.teacher: a served teacher scores and writes nothing, and this method trains on its completions; "
             "give its folder, or set rollout.reference to a column of the data"
+        )
+    if wants_text and config.model.teacher_load == "sharded":
+        raise ConfigError(
+            "model.teacher_load: expected a teacher that is whole on each rank, as its completions differ in length; "
+            "load it otherwise, or set rollout.reference to a column of the data"
         )
 
 

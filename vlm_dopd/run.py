@@ -51,7 +51,7 @@ from .token_files import TokenFiles
 from .token_samples import TokenSamples
 from .trainer import DopdTrainer
 from .window import WindowBuilder, gather_object
-from .wiring import builder_of, collator_of, training_data, wants_references
+from .wiring import builder_of, collator_of, training_data
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _completions(
     if config.rollout.temperature != 1:
         logger.warning("rollouts at temperature %s; scores and losses at temperature 1", config.rollout.temperature)
     references: Engine | None = None
-    if wants_references(method):
+    if method.wants_references:
         one = replace(config.rollout, siblings=1)
         references = (
             HFRollout(teacher, one, pad, eos, banned, seed)

@@ -29,7 +29,7 @@ def training_data(config: RunConfig) -> SampleDataset:
 def collator_of(config: RunConfig, method: Method, encoder: Encoder) -> Collator:
     """A collator that writes every prompt the method's roles are shown, and keeps samples where rewards need them."""
     views = {role.view for role in method.roles}
-    later = method.needs_reward or wants_references(method) or bool(views & set(HEADERS))
+    later = method.needs_reward or method.wants_references or bool(views & set(HEADERS))
     return Collator(
         encoder,
         builder_of(config),
@@ -39,8 +39,3 @@ def collator_of(config: RunConfig, method: Method, encoder: Encoder) -> Collator
         probes=sorted(views & set(PROBES)),
         keep_samples=later or config.report.token_samples > 0,
     )
-
-
-def wants_references(method: Method) -> bool:
-    """Whether some of its responses are not the student's own."""
-    return method.references or method.own_share < 1

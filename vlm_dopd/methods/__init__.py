@@ -123,6 +123,11 @@ class Method:
     """Reward from which on a response is right, for the view `sibling`."""
 
     @property
+    def wants_references(self) -> bool:
+        """Whether some responses are not the student's own."""
+        return self.references or self.own_share < 1
+
+    @property
     def roles(self) -> tuple[Role, ...]:
         """Whose scores `weights` reads or components aim at. Each costs a pass without gradient, so name no others."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ from privileged.leaks import Grade
 
 from .. import rewards
 from ..errors import ConfigError
-from ..wiring import builder_of, wants_references
+from ..wiring import builder_of
 from .finding import Check, Finding, judged, skipped
 from .wiring import Wiring
 
@@ -94,7 +94,7 @@ def dependencies(wiring: Wiring) -> Finding:
 def references(wiring: Wiring) -> Finding:
     """Rewards compare with an answer, and reference completions may be a column of the data."""
     config, method = wiring.config, wiring.method
-    column = config.rollout.reference if wants_references(method) and config.rollout.reference != "teacher" else ""
+    column = config.rollout.reference if method.wants_references and config.rollout.reference != "teacher" else ""
     if method.needs_reward and config.rollout.reward == "answer":
         column = column or "answer"
     if not column:
