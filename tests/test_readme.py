@@ -92,7 +92,7 @@ def options_of(command, prefix=""):
 def test_every_sub_command_and_option_exists(text):
     """`vlm-dopd X --y` in code: X is a command, --y is one of its options; every command is shown."""
     commands = options_of(get_command(app))
-    pattern = r"(?:vlm-dopd|-m vlm_dopd)[ \t]+((?:annotate )?[a-z]\w*)((?:[^\n`#\\]|\\\n)*)"
+    pattern = r"(?:vlm-dopd|-m vlm_dopd)[ \t]+((?:annotate )?[a-z][\w-]*)((?:[^\n`#\\]|\\\n)*)"
     calls = [m for c in code(text) for m in re.findall(pattern, c)]
     groups = {name.split()[0] for name in commands if " " in name}
     calls = [(name, rest) for name, rest in calls if name not in groups]
