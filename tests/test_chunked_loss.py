@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests import reference
+from tests.naive_loss import naive_loss
 from vlm_dopd import chunked_loss
 from vlm_dopd.chunked_loss import LossOutput, Scored, Term, routed_loss, score_tokens
 from vlm_dopd.divergences import Divergence
@@ -67,21 +68,6 @@ class Case:
 
     def leaves(self) -> tuple[Tensor, Tensor]:
         return self.hidden_NH, self.head_VH
-
-
-def naive_loss(hidden_NH: Tensor, head_VH: Tensor, token_N: Tensor, terms: list[Term]) -> LossOutput:
-    """The formula with all logits at once, in the dtype of `hidden_NH`, for ordinary autograd."""
-    logp_NV = (hidden_NH @ head_VH.T).log_softmax(-1)
-    total, values = hidden_NH.new_zeros(()), []
-    for term in terms:
-        target_NH, target_VH = term.target.hidden_NH.to(logp_NV), term.target.head.weight_VH.to(logp_NV)
-        values.append(term.divergence(logp_NV, (target_NH @ target_VH.T).log_softmax(-1), token_N))
-        total = total + (term.weight_N * values[-1]).sum()
-    active_RN = torch.stack([term.weight_N != 0 for term in terms])
-    entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
-    sampled_N = logp_NV.gather(-1, token_N[:, None])[:, 0]
-    any_N = active_RN.any(0)
-    return LossOutput(total, torch.stack(values) * active_RN, entropy_N * any_N, sampled_N * any_N)
 
 
 def plain(case: Case, terms: list[Term], dtype: torch.dtype = torch.float64) -> tuple[LossOutput, list[Tensor]]:

@@ -338,26 +338,26 @@ def test_any_text_as_a_config_loads_or_is_one_line(text):
 def test_a_file_may_stand_on_another(folder):
     """What it says itself goes first, section by section; overrides go before both; nothing of it is left over."""
     (folder / "below.yaml").write_text(yaml.safe_dump(base() | {"output_dir": "runs/below"}))
-    above = {"base": "below.yaml", "train": {"max_steps": 7}, "model": {"lora": {"r": 4}}}
+    above = {"extends": "below.yaml", "train": {"max_steps": 7}, "model": {"lora": {"r": 4}}}
     config = load_config(write(above), ["model.lora.alpha=8"])
     assert (config.train["max_steps"], config.train["use_cpu"], config.output_dir) == (7, True, "runs/below")
     assert (config.model.student, config.model.lora.r, config.model.lora.alpha) == ("small", 4, 8)
     save_config(config, folder / "saved.yaml")
-    assert "\nbase:" not in (folder / "saved.yaml").read_text() and load_config("saved.yaml").model == config.model
+    assert "extends:" not in (folder / "saved.yaml").read_text() and load_config("saved.yaml").model == config.model
 
 
 @pytest.mark.parametrize(
     ("below", "message"),
     [
         (None, "gone.yaml"),
-        ("- a\n", "base: expected settings without a base of their own in gone.yaml"),
-        ("base: demo\n", "base: expected settings without a base of their own in gone.yaml"),
+        ("- a\n", "extends: expected settings that extend no others in gone.yaml"),
+        ("extends: demo\n", "extends: expected settings that extend no others in gone.yaml"),
     ],
     ids=["no file", "a list", "a third one"],
 )
-def test_a_base_that_is_none_is_one_line(folder, below, message):
+def test_an_extended_file_that_is_none_is_one_line(folder, below, message):
     if below is not None:
         (folder / "gone.yaml").write_text(below)
     with pytest.raises(ConfigError) as refused:
-        load_config(write({"base": "gone.yaml"}))
+        load_config(write({"extends": "gone.yaml"}))
     assert message in str(refused.value) and "\n" not in str(refused.value)

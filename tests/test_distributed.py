@@ -207,6 +207,7 @@ def test_the_run_folder_is_a_plain_checkpoint(pair, launched):
     start, end = load_file(pair[0] / "model.safetensors"), load_file(folder / "model.safetensors")
     assert {k: (w.shape, w.dtype) for k, w in start.items()} == {k: (w.shape, w.dtype) for k, w in end.items()}
     assert {file.suffix for file in folder.iterdir() if file.is_file()} <= {
+        ".html",
         ".json",
         ".jsonl",
         ".yaml",

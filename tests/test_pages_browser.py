@@ -45,7 +45,7 @@ PLANTED = (
 SERIOUS = ("serious", "critical")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
     """Held-out and training rows of the bundled scenes with a planted text in every field, file names included."""
     folder = tmp_path_factory.mktemp("rows")
@@ -73,7 +73,7 @@ def rows(tmp_path_factory) -> Path:
     return folder / "rows.jsonl"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def runs(rows, tmp_path_factory) -> tuple[Path, Path]:
     """Two short demo runs on `rows`, of DOPD and of OPD, the first with the second beside it on its page."""
     folder = tmp_path_factory.mktemp("runs")
@@ -92,7 +92,7 @@ def runs(rows, tmp_path_factory) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pages(rows, runs, tmp_path_factory) -> dict[str, Path]:
     """By name; all are made by the functions that the commands call."""
     from privileged import get_builder
@@ -120,7 +120,7 @@ def pages(rows, runs, tmp_path_factory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

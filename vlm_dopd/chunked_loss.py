@@ -68,6 +68,8 @@ class LossOutput(NamedTuple):
     """Entropy of the student's distribution, nats; 0 where no term has weight. No gradient."""
     logp_N: Tensor
     """The student's log-probability of the sampled token, nats; 0 where no term has weight. No gradient."""
+    covered_RN: Tensor
+    """Probability that a term's target gives to its support, all of it for `full`; 0 where the term has no weight."""
 
 
 @torch.no_grad()
@@ -129,7 +131,7 @@ class _RoutedLoss(torch.autograd.Function):
         pairs, pair_of = _pairs(terms)
         weight_RN = torch.stack([entropy_N, *(term.weight_N.float() for term in terms)])[1:]  # R may be 0
         pair_R = torch.tensor(pair_of, dtype=torch.long, device=hidden_NH.device)
-        value_PN = torch.zeros(len(pairs), token_N.numel(), device=hidden_NH.device)
+        value_PN, covered_PN = torch.zeros(2, len(pairs), token_N.numel(), device=hidden_NH.device)
         weight_PN = torch.zeros_like(value_PN).index_add_(0, pair_R, weight_RN)
         active_PN = torch.zeros_like(value_PN).index_add_(0, pair_R, (weight_RN != 0).float()) > 0
         chunks = list(_chunks(active_PN, chunk))
@@ -149,7 +151,7 @@ class _RoutedLoss(torch.autograd.Function):
                         target.head.logits(target.hidden_NH[index_n[rows]], target_nV[rows])
                     out_nV = grad_nV[rows] if p == present[0] else spare[0][rows]
                     weight_n = weight_PN[p, index_n[rows]]
-                    value_PN[p, index_n[rows]] = _gradient(
+                    value_PN[p, index_n[rows]], covered_PN[p, index_n[rows]] = _gradient(
                         divergence, weight_n, token_n[rows], logp_nV[rows], target_nV[rows], out_nV
                     )
                     if p != present[0]:
@@ -161,9 +163,9 @@ class _RoutedLoss(torch.autograd.Function):
                 _add_product(grad_weight_UH[: head.vocab_size], grad_nV, h_nH)
         ctx.save_for_backward(grad_hidden_NH, grad_weight_UH)
         ctx.dtypes = hidden_NH.dtype, weight_UH.dtype
-        divergence_RN = value_PN[pair_R].where(weight_RN != 0, 0.0)
-        ctx.mark_non_differentiable(divergence_RN, entropy_N, logp_N)
-        return (weight_PN * value_PN).sum(), divergence_RN, entropy_N, logp_N
+        divergence_RN, covered_RN = (of_PN[pair_R].where(weight_RN != 0, 0.0) for of_PN in (value_PN, covered_PN))
+        ctx.mark_non_differentiable(divergence_RN, entropy_N, logp_N, covered_RN)
+        return (weight_PN * value_PN).sum(), divergence_RN, entropy_N, logp_N, covered_RN
 
     @staticmethod
     @once_differentiable
@@ -176,14 +178,15 @@ class _RoutedLoss(torch.autograd.Function):
 
 def _gradient(
     divergence: Divergence, weight_n: Tensor, token_n: Tensor, logp_nV: Tensor, target_nV: Tensor, grad_nV: Tensor
-) -> Tensor:
-    """Value of every token; `grad_nV` becomes the gradient of the weighted sum in the student's logits.
+) -> tuple[Tensor, Tensor]:
+    """Value of every token, and the target's probability of the support; `grad_nV` becomes the gradient of the weighted
+    sum in the student's logits.
 
     `logp_nV` are the student's log-probabilities, `target_nV` the target's logits up to a shift of each row.
     """
     ids_nK = divergence.support_ids(logp_nV, target_nV, token_n)
     if ids_nK is None:
-        return _full_gradient(divergence, weight_n, logp_nV, target_nV, grad_nV)
+        return _full_gradient(divergence, weight_n, logp_nV, target_nV, grad_nV), torch.ones_like(weight_n)
     target_nC = _columns(target_nV, ids_nK, scratch_nV=grad_nV)[0] if divergence.has_target else None
     logp_nC, total_n1 = _columns(logp_nV, ids_nK, scratch_nV=grad_nV)
     if target_nC is None:
@@ -197,7 +200,7 @@ def _gradient(
     slope_nC -= logp_nC.exp() * slope_nC.sum(-1, keepdim=True)
     # The last column's share goes to the tokens outside the support in proportion to their probability.
     grad_nV.mul_(slope_nC[:, -1:] / total_n1).scatter_(-1, ids_nK, slope_nC[:, :-1])
-    return value_n
+    return value_n, target_nC[:, :-1].exp().sum(-1)
 
 
 def _full_gradient(

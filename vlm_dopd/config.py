@@ -228,16 +228,16 @@ def read_settings(path: str | Path, overrides: list[str] | None = None) -> dict[
 
 
 def _load(path: Path) -> Any:
-    """The file's settings, over those of the file or shipped recipe that its `base` names."""
+    """The file's settings, over those of the file or shipped recipe that its `extends` names."""
     loaded = OmegaConf.load(path)
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of settings at the top level, got a list or a word")
-    base = loaded.pop("base", None)
+    base = loaded.pop("extends", None)
     if base is None:
         return loaded
     below = OmegaConf.load(_recipe(base))
-    if not isinstance(below, DictConfig) or "base" in below:
-        raise ConfigError(f"{path}: base: expected settings without a base of their own in {base}")
+    if not isinstance(below, DictConfig) or "extends" in below:
+        raise ConfigError(f"{path}: extends: expected settings that extend no others in {base}")
     return OmegaConf.merge(below, loaded)
 
 

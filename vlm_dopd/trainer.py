@@ -121,8 +121,11 @@ class DopdTrainer(StudentUploads):
 
     def _record(self, batch: TrainingBatch, output: LossOutput, seconds: float) -> None:
         active_RN = torch.stack([term.weight_N != 0 for term in batch.terms])
-        for name, value_N, active_N in zip(batch.names, output.divergence_RN, active_RN, strict=True):
-            self._add(f"loss/{name}", value_N[active_N].sum().item(), active_N.sum().item())
+        for r, (name, term) in enumerate(zip(batch.names, batch.terms, strict=True)):
+            active_N, count = active_RN[r], active_RN[r].sum().item()
+            self._add(f"loss/{name}", output.divergence_RN[r, active_N].sum().item(), count)
+            if term.divergence.support == "topk":  # how much of the target is where the student looks, or the reverse
+                self._add(f"overlap/{name}", output.covered_RN[r, active_N].sum().item(), count)
         any_N = active_RN.any(0)
         self._add("entropy/student", output.entropy_N[any_N].sum().item(), any_N.sum().item())
         self._add("time/loss", seconds, 1)

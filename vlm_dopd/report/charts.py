@@ -101,7 +101,7 @@ def draw_charts(report: Report) -> tuple[list[Chart], list[str]]:
         for title, draw in CHARTS.items():
             if chart := draw(report, title):
                 drawn.append(chart)
-            elif draw not in (_benchmarks, _cost):  # only runs that ask for them have those, or newer ones
+            elif draw not in (_benchmarks, _cost, _overlap):  # only runs that ask for them have those, or newer ones
                 absent.append(title)
     return drawn, absent
 
@@ -213,25 +213,42 @@ def _gap(report: Report, title: str) -> Chart | None:
 
 
 def _loss(report: Report, title: str) -> Chart | None:
-    components = sorted(name for name in report.curves if name.startswith("loss/"))
-    codes = [name.removeprefix("loss/") for name in components]
-    known = [code for code in REGIMES if code in codes and any(report.curves[f"loss/{code}"].value)]
-    unknown = [code for code in codes if code not in REGIMES and len(codes) > 1]  # one alone is the total again
-    lines = [("loss", Key(label="total", paint="ink"))]
-    lines += [(f"loss/{code}", Key(code=code, label=REGIMES[code], paint=code)) for code in known]
-    lines += [
-        (f"loss/{code}", Key(code=code, label="component", paint=OTHERS[index % len(OTHERS)], dash="dashed"))
-        for index, code in enumerate(unknown)
-    ]
+    parts = _components(report, "loss/")
+    if len(parts) == 1 and parts[0][1].label == "component":  # one alone is the total again
+        parts = []
+    lines = [("loss", Key(label="total", paint="ink")), *parts]
     return _lines(
         report,
         title,
         name="loss",
         unit="mean divergence of a token (nats)",
         caption="The total as optimised, strengths included"
-        + ("; each part before its strength is applied." if known or unknown else "."),
+        + ("; each part before its strength is applied." if parts else "."),
         lines=lines,
     )
+
+
+def _overlap(report: Report, title: str) -> Chart | None:
+    return _lines(
+        report,
+        title,
+        name="overlap",
+        unit="probability of the top-K support under the target",
+        caption="How much of what the target would write is among the tokens it is compared on; the rest is one bin.",
+        lines=_components(report, "overlap/"),
+    )
+
+
+def _components(report: Report, prefix: str) -> list[tuple[str, Key]]:
+    """The curves of `prefix`, regimes first, in their colours."""
+    codes = [name.removeprefix(prefix) for name in sorted(report.curves) if name.startswith(prefix)]
+    known = [code for code in REGIMES if code in codes and any(report.curves[prefix + code].value)]
+    unknown = [code for code in codes if code not in REGIMES]
+    paints = [OTHERS[index % len(OTHERS)] for index in range(len(unknown))]
+    return [(prefix + code, Key(code=code, label=REGIMES[code], paint=code)) for code in known] + [
+        (prefix + code, Key(code=code, label="component", paint=paint, dash="dashed"))
+        for code, paint in zip(unknown, paints, strict=True)
+    ]
 
 
 def _length(report: Report, title: str) -> Chart | None:
@@ -281,6 +298,7 @@ CHARTS = {
     "Loss": _loss,
     "Regime shares": _shares,
     "Gap": _gap,
+    "Overlap": _overlap,
     "Student entropy": _entropy,
     "Response length": _length,
     "Throughput and memory": _cost,
