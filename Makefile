@@ -16,7 +16,7 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # The pages in headless Chromium; Debian's is installed if there is none.
-test-browser: $(VENV)/installed-browser
+test-browser: $(VENV)/installed-test
 	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
 	$(BIN)/python -m pytest tests/test_pages_browser.py $(ARGS)
 
@@ -59,10 +59,6 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@ $(VENV)/installed
-
-$(VENV)/installed-browser: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[test,browser]"
-	touch $@ $(VENV)/installed $(VENV)/installed-test
 
 $(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[test,bench]"
