@@ -100,10 +100,12 @@ function fill(element) {
     span.id = `t${number}-${place}`;
     span.setAttribute("role", "option");
     if (!text.trim()) span.setAttribute("aria-label", text ? "white space" : "a part of the next character");
-    span.textContent = text === "" ? "▫" : text.replaceAll("\n", "↵\n");
-    return span;
+    // Lines break after a token, not in it: its outline would go on at the beginning of the next line.
+    const [, shown, breaks] = text.match(/^([^]*?)(\n*)$/);
+    span.textContent = text === "" ? "▫" : shown.replaceAll("\n", "↵\n") + "↵".repeat(breaks.length);
+    return [span, breaks];
   });
-  tokens.replaceChildren(...spans);
+  tokens.replaceChildren(...spans.flat());
   tokens.tabIndex = 0;
   tokens.setAttribute("role", "listbox");
   tokens.setAttribute("aria-label", `Tokens of the response to: ${one.question.slice(0, 200)}`);
