@@ -136,9 +136,11 @@ class RowGroup:
 
         with RowGroup._lock:
             if RowGroup._last is None or RowGroup._last[0] is not self:
-                RowGroup._last = None  # before the next is read: never two at a time
+                RowGroup._last = (
+                    None  # before the next is read: never two at a time, nor one in a thread that is not done
+                )
                 try:
-                    RowGroup._last = self, self._file.read_row_group(self._number, self._images)
+                    RowGroup._last = self, self._file.read_row_group(self._number, self._images, use_threads=False)
                 except (pa.ArrowException, OSError) as error:
                     raise ValueError(f"cannot be read: {' '.join(str(error).split())[:200]}") from None
             return RowGroup._last[1].column(name)[row].as_py()
