@@ -136,10 +136,8 @@ class RowGroup:
 
         with RowGroup._lock:
             if RowGroup._last is None or RowGroup._last[0] is not self:
-                RowGroup._last = (
-                    None  # before the next is read: never two at a time, nor one in a thread that is not done
-                )
-                try:
+                RowGroup._last = None  # before the next is read: never two at a time
+                try:  # threads would keep parts of it for a while after it is let go
                     RowGroup._last = self, self._file.read_row_group(self._number, self._images, use_threads=False)
                 except (pa.ArrowException, OSError) as error:
                     raise ValueError(f"cannot be read: {' '.join(str(error).split())[:200]}") from None
