@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..health import TRUNCATED
-from .finding import Check, Finding, judged
+from .finding import Check, Finding, judged, skipped
 from .trial import Trial
 
 SHOWN = 3
@@ -14,6 +14,8 @@ LINE = 200
 def responses_end(trial: Trial) -> Finding:
     """Whether responses end by a stop token, or are cut off by the budget."""
     own = [response for siblings in trial.responses for response in siblings if not response.reference]
+    if not own:
+        return skipped("the method trains on reference completions alone")
     cut = sum(response.truncated for response in own)
     lengths = sorted(response.id_T.numel() for response in own)
     figure = f"{cut} of {len(own)} cut off at {trial.wiring.config.rollout.max_new_tokens} tokens"
