@@ -59,12 +59,12 @@ def laid_out(page, folder):
     both.write_text(f"<meta charset=utf-8><style>{style}</style>{''.join(frames)}", encoding="utf-8")
     base = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     base += [f"--user-data-dir={folder / 'profile'}", both.as_uri()]
-    dom = subprocess.run([*base, "--dump-dom"], capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = subprocess.run([*base, "--dump-dom"], capture_output=True, text=True, timeout=900, check=True).stdout
     found = {
         int(width): json.loads(base64.b64decode(code)) for width, code in re.findall(r'<i id="w(\d+)">([^<]+)<', dom)
     }
     shot, tall = folder / "both.png", min(4000, found[WIDTHS[0]]["height"])
     size = f"--window-size={sum(WIDTHS) + 40},{tall}"
-    subprocess.run([*base, size, f"--screenshot={shot}"], capture_output=True, timeout=120, check=True)
+    subprocess.run([*base, size, f"--screenshot={shot}"], capture_output=True, timeout=900, check=True)
     assert Image.open(shot).height == tall
     return found

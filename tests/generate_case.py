@@ -35,7 +35,7 @@ def write_data(folder, count, name="data.jsonl", **columns):
 
 def settings(server, **changes):
     """For tests: no probe, no waiting."""
-    given = {"base_url": server.url, "model": "m", "probe": False, "concurrency": 4, "timeout": 2.0, "max_retries": 2}
+    given = {"base_url": server.url, "model": "m", "probe": False, "concurrency": 4, "timeout": 60.0, "max_retries": 2}
     return Settings(**(given | changes))
 
 

@@ -79,7 +79,7 @@ def train(engine: str, path: str) -> None:
 def main(jobs: list[str]) -> None:
     torch.set_num_threads(1)
     DopdTrainer.training_step, DopdTrainer._save_rng_state = noted_step, fatal_save
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
     for job in jobs:
         train(*job.split(":", 1))
     torch.distributed.destroy_process_group()

@@ -104,7 +104,7 @@ json.dump(outcomes, sys.stdout)
 def call(*words, cwd=ROOT):
     """`python -m vlm_dopd` with these words: exit code, stdout and stderr."""
     command = [sys.executable, "-m", "vlm_dopd", *map(str, words)]
-    run = subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=180)
+    run = subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=900)
     return run.returncode, run.stdout, run.stderr
 
 

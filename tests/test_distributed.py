@@ -2,7 +2,8 @@
 
 What is locked, for 2 and 4 ranks: 1) weights after a step of size 1, loss, regimes and gaps are those of one process;
 2) ranks with other numbers of passes, and with images or without, neither hang nor change it; 3) a sharded teacher and
-sharded copies score as whole ones; 4) rows that do not divide by ranks; 5) the run folder is a plain checkpoint.
+sharded copies score as whole ones; 4) rows that do not divide by ranks; 5) the run folder is a plain checkpoint;
+6) a rank leaves its process group before it ends.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from tests import tiny
 from tests.test_recipes import environment
 from tests.test_trainer import finished, largest_difference, settings
-from vlm_dopd import run
+from vlm_dopd import cli, run
 from vlm_dopd.callbacks import read_metrics
 from vlm_dopd.chunked_loss import Term
 from vlm_dopd.divergences import Divergence
@@ -116,7 +118,7 @@ def launched(pair, tmp_path_factory, data):
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=900,
                 check=False,
             )
             done[ranks] = root, process
@@ -138,6 +140,22 @@ def test_ranks_equal_one_process(single, launched, ranks, engine, case):
     assert len(keys) > 10
     for ours, theirs in zip(lines[:-1], logged[:-1], strict=True):
         assert {k: theirs[k] for k in keys} == pytest.approx({k: ours[k] for k in keys}, rel=1e-4, abs=1e-5)
+
+
+def test_a_command_that_ended_well_leaves_the_ranks(monkeypatch, pair, tmp_path):
+    """A rank whose group is open as it ends may abort: torchrun would report a failure and kill the others."""
+    opened = []
+
+    def train(config):
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        opened.append(torch.distributed.is_initialized())
+        return tmp_path
+
+    monkeypatch.setattr(run, "train", train)
+    settings(pair, tmp_path)
+    result = CliRunner().invoke(cli.app, ["train", str(tmp_path / "config.yaml")])
+    assert result.exit_code == 0, result.output
+    assert opened == [True] and not torch.distributed.is_initialized()
 
 
 def passes(folder: Path, ranks: int) -> list[list[dict]]:

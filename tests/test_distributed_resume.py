@@ -46,7 +46,7 @@ def launch(*jobs: str, die: str = "") -> subprocess.CompletedProcess:
         env=os.environ | {"OMP_NUM_THREADS": "1", "DIE": die},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 

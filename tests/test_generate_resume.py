@@ -235,7 +235,7 @@ def test_lost_and_uncounted_replies_count_as_the_worst_case(tmp_path, server):
     """They may have been paid for: within the cap, and told apart from what is known."""
     server.script = lambda call: HANG if "in 0?" in call.text else Say('{"regions": []}', usage=None)
     data = write_data(tmp_path, 2)
-    given = {"price_in": 1.0, "price_out": 1.0, "recheck": False, "max_retries": 0, "timeout": 0.2}
+    given = {"price_in": 1.0, "price_out": 1.0, "recheck": False, "max_retries": 0, "timeout": 2.0}
     summary, _ = run(server, data, **given)
     assert summary.fates == {"dropped:endpoint gave up": 1, "dropped:no local evidence": 1}
     assert summary.spent == 0 and 2 * 2048 / MILLION < summary.uncertain < 2 * 6000 / MILLION

@@ -47,7 +47,7 @@ def plain(script, *words):
     blocked = "import sys\nfor name in ('vlm_dopd', 'privileged', 'evals'):\n    sys.modules[name] = None\n"
     command = [sys.executable, "-c", blocked + script, *map(str, words)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -196,10 +196,10 @@ def test_sparklines(values, bars):
 def test_watch_once_in_a_process_of_its_own(tmp_path):
     run = logged(tmp_path)
     words = [sys.executable, "-m", "vlm_dopd", "watch", str(run), "--once"]
-    done = subprocess.run(words, cwd=tiny.ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=tiny.ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0 and "step 40 of 100" in done.stdout, done.stderr
     words[-2] = str(tmp_path)
-    done = subprocess.run(words, cwd=tiny.ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=tiny.ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 2 and "expected the folder of a run, missing config.yaml" in done.stderr
 
 

@@ -43,7 +43,7 @@ def whole(pair, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     settings(pair, folder, **ADAM)
     process = start(folder)
-    assert process.wait(timeout=300) == 0, process.stderr.read().decode()[-2000:]
+    assert process.wait(timeout=900) == 0, process.stderr.read().decode()[-2000:]
     return folder / "run"
 
 
@@ -60,7 +60,7 @@ def test_killed_and_resumed_equals_never_killed(pair, tmp_path, whole):
     assert checkpoint is not None, process.stderr.read().decode()[-2000:]
     assert not (tmp_path / "run" / "model.safetensors").exists(), "the run ended before it was killed"
     resumed = start(tmp_path, "resume=true")
-    assert resumed.wait(timeout=300) == 0, resumed.stderr.read().decode()[-2000:]
+    assert resumed.wait(timeout=900) == 0, resumed.stderr.read().decode()[-2000:]
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", whole))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     losses = [{line["step"]: line["loss"] for line in read_metrics(f / "metrics.jsonl") if "loss" in line}
@@ -113,7 +113,7 @@ def test_a_kill_after_the_last_checkpoint_costs_no_further_step(pair, tmp_path, 
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
     resumed = start(tmp_path, "resume=true")
-    assert resumed.wait(timeout=300) == 0, resumed.stderr.read().decode()[-2000:]
+    assert resumed.wait(timeout=900) == 0, resumed.stderr.read().decode()[-2000:]
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", whole))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

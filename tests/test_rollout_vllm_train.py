@@ -77,7 +77,7 @@ def test_two_processes_equal_one(pair, tmp_path, server, one_step):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

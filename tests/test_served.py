@@ -99,7 +99,7 @@ def test_a_text_only_teacher_over_tcp_for_two_ranks(text_pair, tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "vlm_dopd",
              "train", str(tmp_path / "ranks" / "config.yaml")],
-            cwd=tiny.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+            cwd=tiny.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900,
             check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]

@@ -238,7 +238,7 @@ def test_an_answer_to_another_request_is_not_taken():
         return wire.encode({"kind": "hello", "version": 1, "id": wire.decode(frames)[0]["id"] - 1})
 
     with served_case.in_thread(answer) as line:
-        client = Client(line.address, timeout=0.5)
+        client = Client(line.address, timeout=3.0)
         with pytest.raises(TrainingError, match="it is connected and hangs"):
             client.ask("hello")
         client.close()

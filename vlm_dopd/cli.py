@@ -13,6 +13,15 @@ from .eval_cli import app as evaluation
 from .quiet import quiet
 from .report_cli import app as reports
 
+
+def _leave_ranks(*_: Any, **__: Any) -> None:
+    """After a command that ended well. A rank that ends with its process group open may abort in gloo's threads, and
+    torchrun would call a complete run failed."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 app = typer.Typer(
     name="vlm-dopd",
     help="Distil a large vision-language model into a small one, on-policy, with privileged annotations (DOPD).",
@@ -20,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    result_callback=_leave_ranks,
 )
 app.add_typer(annotate)
 app.add_typer(evaluation)

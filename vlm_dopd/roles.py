@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -64,14 +63,10 @@ class Policy:
         return self.attention == "flex" or (self.attention == "auto" and self.device.type == "cuda")
 
     def head(self, temperature: float = 1.0) -> Head:
-        """The LM head with its gradient, gathered from all ranks if they hold a shard each (FSDP2)."""
+        """The LM head with its gradient; whole on each rank (see `sharding`)."""
         config = self.model.config.get_text_config()
-        weight_UH = self.model.get_output_embeddings().weight
-        if isinstance(weight_UH, DTensor):
-            # Each rank forms the gradient of its own tokens; as under FSDP, the parameter gets their mean.
-            weight_UH = weight_UH.full_tensor(grad_placements=[Partial("avg")] * weight_UH.device_mesh.ndim)
         return Head(
-            weight_UH,
+            self.model.get_output_embeddings().weight,
             self.vocab_size,
             scale=getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
