@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+TRACKERS := .venv-trackers
 BIN := $(VENV)/bin
 # More threads than cores, or two processes with several each, slow small tensors down many times.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
 
-.PHONY: demo test test-vllm test-browser test-deepspeed lint assets bench clean
+.PHONY: demo test test-vllm test-browser test-deepspeed test-trackers lint assets bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/vlm-dopd demo $(ARGS)
@@ -24,6 +25,10 @@ test-browser: $(VENV)/installed-test
 test-deepspeed: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet deepspeed "setuptools<81"
 	$(BIN)/python -m pytest --numprocesses 0 tests/test_deepspeed.py $(ARGS)
+
+# Trackers that are not TensorBoard, each with a run of its own and none with a network; in an environment of their own.
+test-trackers: $(TRACKERS)/installed
+	$(TRACKERS)/bin/python -m pytest -v tests/test_trackers.py $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -49,6 +54,11 @@ $(VLLM)/installed: pyproject.toml
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
+$(TRACKERS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(TRACKERS)
+	$(TRACKERS)/bin/python -m pip install --quiet pytest hypothesis --editable ".[trackers]"
+	touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -65,4 +75,4 @@ $(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/installed $(VENV)/installed-test
 
 clean:
-	rm -rf $(VENV) $(VLLM) runs
+	rm -rf $(VENV) $(VLLM) $(TRACKERS) runs

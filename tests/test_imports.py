@@ -74,7 +74,8 @@ ARROWS = {
     "pair": "config errors lora roles served",
     "run": "transformers privileged __init__ benchmarks callbacks collate completions config copies data engines "
     "errors evaluation health methods pair preflight reporting rewards roles rollout sharding token_files "
-    "token_samples trainer window wiring",
+    "token_samples trackers trainer window wiring",
+    "trackers": "PIL numpy pandas evals privileged transformers mlflow swanlab trackio wandb",
     "preflight": "torch transformers safetensors PIL rich privileged collate completions config data errors health "
     "lora chunked_loss methods packing plan rewards roles rollout scoring served trainer window wiring",
     "demo": "evals privileged config data errors evaluation report roles run",
@@ -109,6 +110,7 @@ COMES_WITH = {
     "tqdm": "transformers",
     "tokenizers": "transformers",
     "markupsafe": "jinja2",
+    "pandas": "datasets",
     "pyarrow": "datasets",
     "yaml": "omegaconf",
     "urllib3": "requests",
@@ -238,6 +240,7 @@ def test_imported_libraries_are_declared():
         *extras["logs"],
         *extras["lora"],
         *extras["serve"],
+        *extras["trackers"],
         *extras["vllm"],
     ]
     declared = {word.split(">")[0].split("=")[0].strip() for word in needs}

@@ -49,6 +49,7 @@ from .rollout.hf import HFRollout
 from .sharding import shard
 from .token_files import TokenFiles
 from .token_samples import TokenSamples
+from .trackers import TrackerSamples
 from .trainer import DopdTrainer
 from .window import WindowBuilder, gather_object
 from .wiring import builder_of, collator_of, training_data
@@ -124,7 +125,7 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
     eval_data = None
     if config.data.eval:
         eval_data = SampleDataset(config.data.eval, config.data.eval_limit, config.build_image_policy())
-    return DopdTrainer(
+    trainer = DopdTrainer(
         student=student,
         build_window=build_window,
         copies=copies,
@@ -138,6 +139,9 @@ def build_trainer(config: RunConfig) -> DopdTrainer:
         processing_class=processor,
         callbacks=[MetricsFile(run / "metrics.jsonl"), StopOnNonFiniteGradient(), RunPage(run)],
     )
+    if samples is not None and args.report_to:  # after `samples`, whose files it reads
+        trainer.add_callback(TrackerSamples(run / "tokens", args.report_to, trainer.callback_handler.callbacks))
+    return trainer
 
 
 def _token_samples(config: RunConfig, method: Method, collator: Collator) -> TokenSamples | None:
