@@ -3,11 +3,12 @@
 What is locked: 1) loss, statistics and weights after some steps equal the local teacher's to the bit, for images and
 text, one address and several, one micro-batch and several; 2) a server that is killed and started again in the middle
 of a request changes nothing; 3) one that is gone, hangs or came back with another model ends the run in one line that
-says what to do; 4) it stops on Ctrl-C and SIGTERM.
+says what to do; 4) it stops on Ctrl-C and SIGTERM; 5) a resumed run has the teacher it began with.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -145,6 +146,27 @@ def test_another_model_after_a_restart_is_refused(pair, tmp_path, monkeypatch):
             TrainingError, match=r"refused: expected requests for another .* a run must keep its teacher"
         ):
             run.train(settings(pair, tmp_path, **STEPS, **{"model.teacher": server.address}))
+
+
+def test_a_resumed_run_keeps_its_teacher(pair, tmp_path):
+    """Another one is refused before a step and leaves the run as it was; the same weights elsewhere go on."""
+    saves = {**STEPS, "train.save_strategy": "steps", "train.save_steps": 1}
+    further = {**saves, "train.max_steps": 4, "resume": True}
+    another = Policy(tiny.vision_model(3, hidden=48, tied=False), len(tiny.processor().tokenizer))
+    with served_case.in_thread(served_case.teacher(pair[1]).answer) as first:
+        folder = run.train(settings(pair, tmp_path, **saves, **{"model.teacher": first.address}))
+    before = {path: path.read_bytes() for path in folder.glob("*.json*")}
+    assert len(json.loads(before[folder / "versions.json"])["served teacher"]) == 64
+    with served_case.in_thread(Teacher(another, tiny.processor(), "another").answer) as other:
+        config = settings(pair, tmp_path, **further, **{"model.teacher": other.address})
+        with pytest.raises(
+            ConfigError, match=r"model\.teacher: expected the weights this run began with \(.{12}\), got"
+        ):
+            run.train(config)
+    assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
+    with served_case.in_thread(served_case.teacher(pair[1]).answer) as again:
+        run.train(settings(pair, tmp_path, **further, **{"model.teacher": again.address}))
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line] == [1, 2, 3, 4]
 
 
 def test_a_server_that_hangs_ends_the_run_in_one_line(pair, tmp_path, server, address):

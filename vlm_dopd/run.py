@@ -17,7 +17,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -70,9 +70,12 @@ def train(config: RunConfig) -> Path:
         preflight.refuse(config)
     trainer = build_trainer(config)
     checkpoint = gather_object(checkpoint)[0]  # ranks may see another state of a disk that they share
+    served = served_models(trainer.window_builder.policies)
+    if checkpoint:
+        check_served(run / "versions.json", served)
     if trainer.is_world_process_zero():
         save_config(config, run / "config.yaml")
-        (run / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+        (run / "versions.json").write_text(json.dumps(versions() | served, indent=2) + "\n", encoding="utf-8")
     if checkpoint and _finished(checkpoint, trainer.args):
         trainer._load_from_checkpoint(str(checkpoint))  # `train` would do one step more
     else:
@@ -232,6 +235,27 @@ def _finished(checkpoint: Path, args: TrainingArguments) -> bool:
     if args.max_steps > 0:
         return state["global_step"] >= args.max_steps
     return state["global_step"] >= state["max_steps"] and state["num_train_epochs"] >= args.num_train_epochs
+
+
+def served_models(policies: Mapping[str, Any]) -> dict[str, str]:
+    """`served teacher` -> fingerprint of its weights, for every model in another process that can tell it."""
+    found = {role: getattr(policy, "fingerprint", None) for role, policy in policies.items()}
+    return {f"served {role}": fingerprint for role, fingerprint in found.items() if fingerprint}
+
+
+def check_served(path: Path, served: Mapping[str, str]) -> None:
+    """Raises ConfigError if the run of `path`, its versions.json, began with other served models."""
+    try:
+        began = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # killed before it was written to its end
+        return
+    for name, fingerprint in served.items():
+        if began.get(name, fingerprint) != fingerprint:
+            role = name.removeprefix("served ")
+            raise ConfigError(
+                f"model.{role}: expected the weights this run began with ({began[name][:12]}), got others at that "
+                f"address ({fingerprint[:12]}); serve the first ones, or choose another output_dir"
+            )
 
 
 def versions() -> dict[str, str | None]:

@@ -62,6 +62,11 @@ class ServedTeacher:
         return RemoteProcessor(self.facts)
 
     @property
+    def fingerprint(self) -> str:
+        """Of every weight: what tells two teachers apart."""
+        return self.facts["fingerprint"]
+
+    @property
     def device(self) -> torch.device:
         """Where the LM head lies: scores are formed there, beside the student's."""
         return self.weight_VH.device
@@ -91,7 +96,7 @@ class ServedTeacher:
         autocast = None
         if torch.is_autocast_enabled(self.device.type):
             autocast = str(torch.get_autocast_dtype(self.device.type)).removeprefix("torch.")
-        common = {"fingerprint": self.facts["fingerprint"], "autocast": autocast}
+        common = {"fingerprint": self.fingerprint, "autocast": autocast}
         images = {self._digest(image, autocast): image for packed in passes for image in packed.images}
         header = {
             **common,
