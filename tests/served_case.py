@@ -35,6 +35,8 @@ class Process:
         if model is not None:
             self.command[4] = str(model)
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; children would inherit it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             self.command, cwd=tiny.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -44,11 +46,11 @@ class Process:
 
     def kill(self) -> None:
         self.send(signal.SIGKILL)
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=300)
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         self.send(number)
-        said, _ = self.process.communicate(timeout=30)
+        said, _ = self.process.communicate(timeout=300)
         return self.process.returncode, said.decode()
 
 
@@ -59,7 +61,7 @@ def process(model: Path, address: str, dtype: str = "float32") -> Iterator[Proce
         yield server
     finally:
         server.process.kill()
-        server.process.communicate(timeout=30)
+        server.process.communicate(timeout=300)
 
 
 Answer = Callable[[list[bytes]], list[bytes] | None]
