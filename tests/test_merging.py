@@ -21,8 +21,9 @@ from tests.test_lora import ADAM, BFLOAT16, IDS, LORA, QLORA, logits, trained
 from vlm_dopd.cli import app
 from vlm_dopd.errors import ConfigError
 from vlm_dopd.evaluation import open_model
-from vlm_dopd.lora import base_of, trained_as
+from vlm_dopd.lora import base_of, merged, trained_as
 from vlm_dopd.merging import merge
+from vlm_dopd.roles import load_policy
 
 RUNS = {
     "float32": (LORA, 1e-4),
@@ -165,3 +166,12 @@ def test_an_adapter_that_does_not_say_its_base_is_refused(tmp_path, text):
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"expected base_model_name_or_path"):
         base_of(tmp_path)
+
+
+def test_a_quantised_base_is_no_place_to_merge_into(runs, pair, processor):
+    """Its matrices are packed integers. `merge` itself always loads the base in floating point."""
+    base = load_policy(str(pair[0]), processor.tokenizer, held="nf4").model
+    with pytest.raises(
+        ConfigError, match=r"merge: expected a base in float32 or bfloat16, got float32, uint8; load it"
+    ):
+        merged(base, runs["nf4"][0])

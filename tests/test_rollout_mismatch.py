@@ -15,8 +15,7 @@ import torch
 
 from privileged import get_builder
 from tests import tiny
-from tests.fake_vllm import FakeVLLM
-from tests.test_rollout_vllm import check_of, engine, move
+from tests.vllm_case import check_of, engine, fake_server, move, pictured_groups, student_policy  # noqa: F401
 from tests.windows import responses_of
 from vlm_dopd.collate import Batch, Collator, Encoder
 from vlm_dopd.completions import Completions
@@ -30,24 +29,6 @@ from vlm_dopd.rollout.hf import HFRollout
 from vlm_dopd.rollout.settings import RolloutConfig, VLLMConfig
 from vlm_dopd.rollout.weights import whole_weights
 from vlm_dopd.window import WindowBuilder
-
-
-@pytest.fixture
-def server(pair):
-    with FakeVLLM(pair[0]).serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def policy(pair, processor):
-    return load_policy(str(pair[0]), processor.tokenizer)
-
-
-@pytest.fixture(scope="module")
-def groups(pair, processor):
-    model = load_policy(str(pair[0]), processor.tokenizer).model
-    encoder = Encoder(processor, model, keep_pictures=True)
-    return Collator(encoder, get_builder("boxes"), 4096)(tiny.mixed_samples()).groups
 
 
 def test_stale_weights_stop_the_run(server, policy, processor, groups, tmp_path):

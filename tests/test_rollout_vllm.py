@@ -17,49 +17,14 @@ from PIL import Image
 from privileged import build_views, get_builder
 from tests import tiny
 from tests.fake_vllm import DROP, HANG, FakeVLLM
+from tests.vllm_case import START, check_of, engine, fake_server, move, pictured_groups, student_policy  # noqa: F401
 from vlm_dopd.collate import Collator, Encoder
 from vlm_dopd.errors import ConfigError, TrainingError
 from vlm_dopd.roles import banned_ids, eos_ids, load_policy
-from vlm_dopd.rollout.mismatch import MismatchCheck
 from vlm_dopd.rollout.server import Servers, serve_command
-from vlm_dopd.rollout.settings import RolloutConfig, VLLMConfig
-from vlm_dopd.rollout.vllm import VLLMRollout
+from vlm_dopd.rollout.settings import VLLMConfig
 
 GENERATE = "/inference/v1/generate"
-START = "vllm serve STUDENT"
-
-
-@pytest.fixture
-def server(pair):
-    with FakeVLLM(pair[0]).serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def policy(pair, processor):
-    return load_policy(str(pair[0]), processor.tokenizer)
-
-
-@pytest.fixture(scope="module")
-def groups(pair, processor):
-    model = load_policy(str(pair[0]), processor.tokenizer).model
-    encoder = Encoder(processor, model, keep_pictures=True)
-    return Collator(encoder, get_builder("boxes"), 4096)(tiny.mixed_samples()).groups
-
-
-def engine(fakes, policy, processor, tmp_path, timeout=20.0, dtype=torch.float32, **settings) -> VLLMRollout:
-    fakes = fakes if isinstance(fakes, list) else [fakes]
-    config = RolloutConfig(**{"engine": "vllm", "siblings": 3, "max_new_tokens": 6} | settings)
-    eos, banned = eos_ids(policy.model, processor.tokenizer), banned_ids(policy.model, processor.tokenizer)
-    backend = Servers([fake.url for fake in fakes], timeout, START)
-    return VLLMRollout(backend, policy, config, eos, banned, 0, tmp_path, dtype)
-
-
-def check_of(policy, processor, **settings) -> MismatchCheck:
-    config = RolloutConfig(**{"engine": "vllm", "siblings": 3, "max_new_tokens": 6} | settings)
-    return MismatchCheck(
-        policy, config, banned_ids(policy.model, processor.tokenizer), processor.tokenizer.pad_token_id
-    )
 
 
 def ids(responses):
@@ -140,14 +105,6 @@ def test_text_only_model(text_pair, processor, tmp_path):
         responses = engine(fake, policy, processor, tmp_path)(groups, 0)
         assert "content_parts" not in fake.of(GENERATE)[0]
     assert check_of(policy, processor).differences(groups, responses).processed_N.max() < 1e-4
-
-
-def move(policy) -> None:
-    """A large step of the weights."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def test_new_weights_are_in_the_next_rollout(server, policy, processor, groups, tmp_path):

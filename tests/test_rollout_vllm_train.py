@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.fake_vllm import FakeVLLM
 from tests.test_trainer import finished, largest_difference, settings
+from tests.vllm_case import fake_server  # noqa: F401
 from vlm_dopd import run
 from vlm_dopd.callbacks import read_metrics
 from vlm_dopd.cli import rollout_server
@@ -25,12 +25,6 @@ from vlm_dopd.config import load_config
 from vlm_dopd.errors import ConfigError
 
 GENERATE = "/inference/v1/generate"
-
-
-@pytest.fixture
-def server(pair):
-    with FakeVLLM(pair[0]).serving() as fake:
-        yield fake
 
 
 def served(pair, folder, server, **overrides):

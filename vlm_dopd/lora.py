@@ -155,8 +155,14 @@ def _inside(model: Any, tower: str, targets: list[str]) -> bool:
 
 
 def merged(model: Any, folder: Path) -> Any:
-    """`model`, a plain base in floating point, with the adapter in `folder` added to its matrices."""
+    """`model`, a plain base, with the adapter in `folder` added to its matrices.
+
+    Raises ConfigError if the base is quantised: its matrices have no place for a sum.
+    """
     from peft import PeftModel
 
-    assert all(parameter.dtype in (torch.float32, torch.bfloat16) for parameter in model.parameters())
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if not dtypes <= {torch.float32, torch.bfloat16}:
+        got = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise ConfigError(f"merge: expected a base in float32 or bfloat16, got {got}; load it without quantisation")
     return PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
