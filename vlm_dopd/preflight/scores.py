@@ -22,7 +22,7 @@ from .trial import Trial
 EXACT = 1e-4
 """Nats between two float32 computations of one number; kernels differ by some 1e-6."""
 ROUNDED = 0.05
-"""The same where a model or autocast rounds to bfloat16, as a mean over tokens: more than twice what is seen with nothing
+"""The same where a model or autocast rounds to bfloat16, as a mean over tokens: over twice what is seen with nothing
 wrong. Rollout weights that are a few steps old differ by less, and no comparison of rounded numbers can tell."""
 SIBLINGS = 2
 """Responses that are scored once more on their own."""
