@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 
 from tests.test_recipes import environment
-from vlm_dopd import run
+from vlm_dopd import run, scoring
 from vlm_dopd.config import load_config
 from vlm_dopd.trainer import DopdTrainer
 
@@ -31,6 +31,9 @@ FILES = {"fsdp": "fsdp2", "zero": "zero2"}
 PREPARE = PartialState._prepare_backend
 STEP = DopdTrainer.training_step
 SAVE = DopdTrainer._save_rng_state
+MOST = scoring.most
+SCORED: list[int] = []
+"""Passes of each scoring of a sharded model since the last line."""
 
 
 def pretend_gpus(yes: bool) -> None:
@@ -43,11 +46,17 @@ def pretend_gpus(yes: bool) -> None:
         PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 
+def noted_most(count, device):
+    SCORED.append(count)
+    return MOST(count, device)
+
+
 def noted_step(self, model, inputs, num_items_in_batch=None):
     passes = inputs["passes"]
     tokens = [batch.packed.inputs["input_ids"].numel() for batch in passes]
     images = [len(batch.packed.images) for batch in passes]
-    line = {"step": self.state.global_step, "tokens": tokens, "images": images}
+    line = {"step": self.state.global_step, "tokens": tokens, "images": images, "scored": list(SCORED)}
+    SCORED.clear()
     with (Path(self.args.output_dir) / f"passes-{self.args.process_index}.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     return STEP(self, model, inputs, num_items_in_batch)
@@ -79,6 +88,7 @@ def train(engine: str, path: str) -> None:
 def main(jobs: list[str]) -> None:
     torch.set_num_threads(1)
     DopdTrainer.training_step, DopdTrainer._save_rng_state = noted_step, fatal_save
+    scoring.most = noted_most
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
     for job in jobs:
         train(*job.split(":", 1))

@@ -44,7 +44,7 @@ CASES = {
         "method.self_teacher": "ema",
         "method.ema_rate": 0.5,
         "model.teacher_load": "sharded",
-        "data.max_pass_tokens": 150,
+        "data.max_pass_tokens": 600,
         **SEVERAL,
     },
     "bf16": {"data.max_pass_tokens": 150, "train.bf16": True},
@@ -59,9 +59,12 @@ PLACES = [(*layout, case) for layout in LAYOUTS for case in EQUAL if case in OF_
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Half of the rows have an image; the text of the others is longer, from row to row."""
+    """Half of the rows have an image, and two of those fit one pass; the others have longer text, from row to row."""
     table = pq.read_table(tiny.SCENES)
     rows = table.slice(0, ROWS).to_pylist()
+    for number in range(1, ROWS // 2):
+        record = rows[0]["privileged"].replace(rows[0]["id"], rows[number]["id"])
+        rows[number] |= {"question": rows[0]["question"], "privileged": record}
     for number in range(ROWS // 2, ROWS):
         rows[number] |= {"images": [], "privileged": None}
         rows[number]["question"] = " ".join([rows[number]["question"]] * 3 * number)
@@ -171,6 +174,13 @@ def test_the_cases_are_as_uneven_as_they_are_meant(launched, ranks, engine):
         by_rank = passes(launched(ranks) / engine / case / "run", ranks)
         assert any(len({len(line["tokens"]) for line in lines}) > 1 for lines in zip(*by_rank, strict=True))
         assert any(len({sum(line["images"]) > 0 for line in lines}) > 1 for lines in zip(*by_rank, strict=True))
+
+
+@pytest.mark.parametrize(("ranks", "engine"), LAYOUTS)
+def test_a_sharded_model_scores_unequal_numbers_of_passes(launched, ranks, engine):
+    """A rank with fewer of them has to know so before its last one: the others wait in theirs."""
+    by_rank = passes(launched(ranks) / engine / "copies" / "run", ranks)
+    assert any(len({tuple(line["scored"]) for line in lines}) > 1 for lines in zip(*by_rank, strict=True))
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])

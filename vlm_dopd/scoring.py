@@ -55,13 +55,17 @@ def _score_here(policy: Policy, passes: Sequence[Packed]) -> Scored:
 @torch.no_grad()
 def response_hidden(policy: Policy, passes: Sequence[Packed]) -> Tensor:
     """Last hidden states of the positions that predict the response tokens, [N, H]: the model's part of `score`."""
+    idle = 0
+    if is_sharded(
+        policy.model
+    ):  # a forward is a collective: ranks with fewer passes repeat one, and know it before any
+        idle = most(len(passes), policy.device) - len(passes)
     was_training = policy.model.training
     policy.model.eval()
     try:
         hidden = [_hidden(policy, packed.to(policy.device)) for packed in passes]
-        if is_sharded(policy.model):  # a forward is a collective: ranks with fewer passes repeat one
-            for _ in range(most(len(passes), policy.device) - len(passes)):
-                _hidden(policy, passes[-1].to(policy.device))
+        for _ in range(idle):
+            _hidden(policy, passes[-1].to(policy.device))
     finally:
         policy.model.train(was_training)
     return torch.cat(hidden)[_order(passes).to(policy.device)]
