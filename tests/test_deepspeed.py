@@ -53,7 +53,7 @@ def given(pair, tmp_path_factory, data):  # noqa: F811
     """Where the runs are, and what all of them have in common."""
     root, common = tmp_path_factory.mktemp("zero"), {"data.train": str(data), **CASE}
     for name, own in {"full": {}, "lora": LORA, "whole": {**SAVES, **SMALL}}.items():
-        settings(pair, root / name, **common, **LAYOUT, **own)
+        settings(pair, root / name, **(common | LAYOUT | own))
     zero2(*(root / name / "config.yaml" for name in ("full", "lora", "whole")))
     return root, common
 
@@ -84,7 +84,7 @@ def test_adapters_equal_those_of_one_process(pair, given):
 def test_a_run_that_goes_on_ends_as_one_never_stopped(pair, given):
     """From the second of three checkpoints, in another folder: weights to the bit, and the same figures."""
     root, common = given
-    settings(pair, root / "cut", **common, **LAYOUT, **SAVES, **SMALL)
+    settings(pair, root / "cut", **(common | LAYOUT | SAVES | SMALL))
     shutil.copytree(root / "whole" / "run", root / "cut" / "run", ignore=shutil.ignore_patterns("*-3", "model.*"))
     zero2(resuming(root / "cut"))
     ours, theirs = (load_file(root / name / "run" / "model.safetensors") for name in ("cut", "whole"))

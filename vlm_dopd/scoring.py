@@ -55,11 +55,8 @@ def _score_here(policy: Policy, passes: Sequence[Packed]) -> Scored:
 @torch.no_grad()
 def response_hidden(policy: Policy, passes: Sequence[Packed]) -> Tensor:
     """Last hidden states of the positions that predict the response tokens, [N, H]: the model's part of `score`."""
-    idle = 0
-    if is_sharded(
-        policy.model
-    ):  # a forward is a collective: ranks with fewer passes repeat one, and know it before any
-        idle = most(len(passes), policy.device) - len(passes)
+    # A forward of a sharded model is a collective: ranks with fewer passes repeat one, and know it before their first.
+    idle = most(len(passes), policy.device) - len(passes) if is_sharded(policy.model) else 0
     was_training = policy.model.training
     policy.model.eval()
     try:

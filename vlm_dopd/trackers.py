@@ -57,18 +57,18 @@ class TrackerSamples(TrainerCallback):
             logger.info("train.report_to=%s: figures only; %s get token samples too", others, these)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """A tracker that fails is a line in the log and no reason to lose a run."""
+        """What fails on the way, here or in a tracker, is a line in the log and no reason to lose a run."""
         path = self.folder / f"{state.global_step - 1:06d}.jsonl"
         if not state.is_world_process_zero or not self.names or not path.is_file():
             return
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        shown = Shown(state.global_step, columns_of(rows), pictures_of(rows, self.folder))
         for name in self.names:
             try:
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                shown = Shown(state.global_step, columns_of(rows), pictures_of(rows, self.folder))
                 SENDERS[name](shown, self.callbacks)
             except Exception as error:  # of a server, a network, a disk: each tracker has its own
                 said = " ".join(f"{type(error).__name__}: {error}".split())
-                logger.warning("train.report_to=%s took no token samples of step %d: %s", name, shown.step, said)
+                logger.warning("train.report_to=%s took no token samples of step %d: %s", name, state.global_step, said)
 
 
 def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
