@@ -13,22 +13,23 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.preflight_case import config, found
+from tests.preflight_case import (
+    config,
+    found,
+    plant_causal_rows,
+    plant_drift,
+    plant_dropout,
+    plant_positions,
+    plant_temperature,
+    trial,
+)
 from vlm_dopd import completions, preflight, scoring
 from vlm_dopd.config import load_config
 from vlm_dopd.preflight.ladder import CHEAP, MODEL
 from vlm_dopd.preflight.trial import Trial
-from vlm_dopd.preflight.wiring import Wiring
 from vlm_dopd.rollout import Response
 from vlm_dopd.run import build_trainer
 from vlm_dopd.vision import VisionOnce
-
-ROWS = 5
-
-
-def trial(folder, *overrides):
-    given = config(folder, *overrides)
-    return Trial(Wiring(given, rows=ROWS), build_trainer(given))
 
 
 @pytest.fixture(scope="module")
@@ -145,54 +146,32 @@ def test_p_that_misleads_is_told(sound):
 
 def test_dropout_in_the_pass_with_gradient(spoilt):
     """Live in training, off in scoring: the student is not its own teacher any more."""
-    for layer in spoilt.student.model.base_model.language_model.layers:
-        layer.self_attn.attention_dropout = 0.3
+    plant_dropout(spoilt)
     finding = found("equal policies", spoilt)
     assert finding.status == "FAIL" and "dropout" in finding.fix
 
 
 def test_another_temperature_of_the_pass_with_gradient(spoilt, monkeypatch):
-    monkeypatch.setattr(type(spoilt.student), "head", _hotter(type(spoilt.student).head))
+    plant_temperature(spoilt, monkeypatch)
     assert found("equal policies", spoilt).status == "FAIL"
-
-
-def _hotter(head):
-    def hotter(self, temperature=1.0):
-        return head(self, 1.5 if torch.is_inference_mode_enabled() or self.model.training else temperature)
-
-    return hotter
 
 
 def test_siblings_that_see_each_other(sound, monkeypatch):
     """A causal mask over the whole row: the second response reads the first."""
-    whole = scoring.shared_prefix_mask
-    monkeypatch.setattr(scoring, "shared_prefix_mask", lambda g, s, flex: whole(g, torch.zeros_like(s), flex))
+    plant_causal_rows(monkeypatch)
     finding = found("packed rows", sound)
     assert finding.status == "FAIL" and "attention mask" in finding.fix
 
 
 def test_positions_that_go_on_after_the_first_sibling(sound, monkeypatch):
-    whole = scoring._hidden
-
-    def shifted(policy, packed):
-        position = packed.inputs["position_ids"] + packed.segment_BL.clamp(max=1) * 7
-        return whole(policy, replace(packed, inputs=packed.inputs | {"position_ids": position}))
-
-    monkeypatch.setattr(scoring, "_hidden", shifted)
+    plant_positions(monkeypatch)
     assert found("packed rows", sound).status == "FAIL"
 
 
 def test_drifted_rollout_weights(spoilt):
     """The engine samples from weights that are not the trainer's any more; it gives no log-probabilities."""
-    engine = spoilt.completions.engine
-    stale = deepcopy(engine.policy.model)
-    with torch.no_grad():
-        torch.manual_seed(0)
-        for layer in stale.base_model.language_model.layers:
-            weight = layer.mlp.down_proj.weight
-            weight.add_(0.5 * weight.std() * torch.randn_like(weight))
     assert found("rollout scores", spoilt).status == "PASS"
-    engine.policy = replace(engine.policy, model=stale)
+    plant_drift(spoilt, 0.5)
     finding = found("rollout scores", spoilt)
     assert finding.status == "FAIL" and "other weights" in finding.fix
 

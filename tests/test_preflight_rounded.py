@@ -5,15 +5,17 @@ of its limit; 2) what `test_preflight_models.py` plants is found all the same, b
 less than rounding does; 3) the limits are the wider ones for each reason there is, and for no other.
 """
 
-from copy import deepcopy
-from dataclasses import replace
-
 import pytest
-import torch
 
-from tests.preflight_case import found
-from tests.test_preflight_models import _hotter, trial
-from vlm_dopd import scoring
+from tests.preflight_case import (
+    found,
+    plant_causal_rows,
+    plant_drift,
+    plant_dropout,
+    plant_positions,
+    plant_temperature,
+    trial,
+)
 from vlm_dopd.preflight.scores import EXACT, ROUNDED
 
 BFLOAT16 = ("train.bf16=true", "model.teacher_dtype=bfloat16")
@@ -54,42 +56,22 @@ def test_limits_are_as_wide_as_numbers_are_coarse(tmp_path, why):
 
 
 def test_dropout(spoilt):
-    for layer in spoilt.student.model.base_model.language_model.layers:
-        layer.self_attn.attention_dropout = 0.3
+    plant_dropout(spoilt)
     assert found("equal policies", spoilt).status == "FAIL"
 
 
 def test_another_temperature(spoilt, monkeypatch):
-    monkeypatch.setattr(type(spoilt.student), "head", _hotter(type(spoilt.student).head))
+    plant_temperature(spoilt, monkeypatch)
     assert found("equal policies", spoilt).status == "FAIL"
 
 
-def test_siblings_that_see_each_other(sound, monkeypatch):
-    whole = scoring.shared_prefix_mask
-    monkeypatch.setattr(scoring, "shared_prefix_mask", lambda g, s, flex: whole(g, torch.zeros_like(s), flex))
-    assert found("packed rows", sound).status == "FAIL"
-
-
-def test_positions_that_go_on_after_the_first_sibling(sound, monkeypatch):
-    whole = scoring._hidden
-
-    def shifted(policy, packed):
-        position = packed.inputs["position_ids"] + packed.segment_BL.clamp(max=1) * 7
-        return whole(policy, replace(packed, inputs=packed.inputs | {"position_ids": position}))
-
-    monkeypatch.setattr(scoring, "_hidden", shifted)
+@pytest.mark.parametrize("plant", [plant_causal_rows, plant_positions], ids=lambda plant: plant.__name__)
+def test_rows_that_are_not_those_of_single_responses(sound, monkeypatch, plant):
+    plant(monkeypatch)
     assert found("packed rows", sound).status == "FAIL"
 
 
 def test_rollouts_of_another_model(spoilt):
-    """Its matrices are three standard deviations away."""
-    engine = spoilt.completions.engine
-    other = deepcopy(engine.policy.model)
-    with torch.no_grad():
-        torch.manual_seed(0)
-        for layer in other.base_model.language_model.layers:
-            weight = layer.mlp.down_proj.weight
-            weight.add_(3 * weight.std() * torch.randn_like(weight))
-    engine.policy = replace(engine.policy, model=other)
+    plant_drift(spoilt, 3.0)
     finding = found("rollout scores", spoilt)
     assert finding.status == "FAIL" and min(figures(finding)[:1]) > 2 * ROUNDED, finding.figure
