@@ -178,7 +178,7 @@ def test_the_cases_are_as_uneven_as_they_are_meant(launched, ranks, engine):
 
 @pytest.mark.parametrize(("ranks", "engine"), LAYOUTS)
 def test_a_sharded_model_scores_unequal_numbers_of_passes(launched, ranks, engine):
-    """A rank with fewer of them has to know so before its last one: the others wait in theirs."""
+    """A rank with fewer of them has to know so before its first: the others would wait in their last."""
     by_rank = passes(launched(ranks) / engine / "copies" / "run", ranks)
     assert any(len({tuple(line["scored"]) for line in lines}) > 1 for lines in zip(*by_rank, strict=True))
 

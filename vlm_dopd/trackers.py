@@ -61,14 +61,18 @@ class TrackerSamples(TrainerCallback):
         path = self.folder / f"{state.global_step - 1:06d}.jsonl"
         if not state.is_world_process_zero or not self.names or not path.is_file():
             return
+        shown: Shown | None = None
         for name in self.names:
             try:
-                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-                shown = Shown(state.global_step, columns_of(rows), pictures_of(rows, self.folder))
+                shown = shown or self._shown(path, state.global_step)
                 SENDERS[name](shown, self.callbacks)
             except Exception as error:  # of a server, a network, a disk: each tracker has its own
                 said = " ".join(f"{type(error).__name__}: {error}".split())
                 logger.warning("train.report_to=%s took no token samples of step %d: %s", name, state.global_step, said)
+
+    def _shown(self, path: Path, step: int) -> Shown:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return Shown(step, columns_of(rows), pictures_of(rows, self.folder))
 
 
 def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
